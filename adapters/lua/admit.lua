@@ -1,0 +1,33 @@
+-- Let a request into its lane, or say when to come again.
+-- KEYS[1] lane stream
+-- KEYS[2] lane count: how many were ever admitted; its value is an entry's place in the order
+-- KEYS[3] capacity hash, there while workers live: "<lane>:slots", "<lane>:rate" (requests a second)
+-- ARGV[1] lane
+-- ARGV[2] most requests in the lane, waiting or in hand
+-- ARGV[3] deadline, ms of the server's clock
+-- ARGV[4...] the entry's fields and values, in turn
+-- Returns {"admitted", place, position, eta ms or -1} | {"full", waiting, ms until there is room or -1} | {"expired"}
+local lane, cap, deadline = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local time = redis.call('TIME')
+local left = deadline - (time[1] * 1000 + math.floor(time[2] / 1000))
+if left <= 0 then
+  return {'expired'}
+end
+local capacity = redis.call('HMGET', KEYS[3], lane .. ':slots', lane .. ':rate')
+local slots, rate = tonumber(capacity[1] or 0), tonumber(capacity[2] or 0)
+local here = redis.call('XLEN', KEYS[1])
+local ahead = math.max(0, here - slots)
+local eta = -1
+if rate > 0 then
+  eta = math.floor((here + 1) * 1000 / rate)
+end
+if here >= cap then
+  return {'full', here, rate > 0 and math.ceil(here * 500 / rate) or -1}
+end
+if here >= slots and eta > left then
+  return {'full', here, eta - left}
+end
+redis.call('XADD', KEYS[1], '*', unpack(ARGV, 4))
+local place = redis.call('INCR', KEYS[2])
+local waits = slots > 0 and here >= slots or slots == 0
+return {'admitted', place, waits and ahead + 1 or 0, eta}

@@ -1,0 +1,112 @@
+-- End a request: all of its effects, its reply and its acknowledgement, or nothing.
+-- Lua has no rollback, so every condition comes before the first write.
+-- KEYS[1] done marker of the request
+-- ARGV[1] msgpack map:
+--   rid        request id
+--   deadline   ms of the server's clock; 0: settle whatever the time
+--   mark       ms the done marker lives: until no copy of the request can be about any more
+--   conditions array of {expected, command...}: an answer of nil counts as ''
+--   limits     array of {key, held, action, most, window ms, penalty ms, most penalty ms}; action "spend", "free", "clear"
+--   notices    array of {online key, MAC'd body, MAC}: for every node where somebody is authenticated as that account
+--   swaps      array of {key, field, old, new}: written only where old is still there
+--   commands   array of {command...}: writes and the reply
+--   mails      array of {limits, {command...}}; limits: array of {key, most, window ms}: past one, the mail is not sent
+--   delivery   array of {command...}: acknowledgement, done in every case but "conflict"
+--   nodes, replies  prefixes of keys
+--   keep       ms a reply stream lives without a reader
+-- Returns {"settled" | "done" | "expired" | "conflict", now}
+local plan = cmsgpack.unpack(ARGV[1])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function run(commands)
+  for _, command in ipairs(commands) do
+    redis.call(unpack(command))
+  end
+end
+
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  for _, limit in ipairs(plan.limits) do
+    redis.call('ZREM', limit[2], plan.rid)
+  end
+  run(plan.delivery)
+  return {'done', now}
+end
+local verdict = 'settled'
+if plan.deadline > 0 and now >= plan.deadline then
+  verdict = 'expired'
+else
+  for _, condition in ipairs(plan.conditions) do
+    if (redis.call(unpack(condition, 2)) or '') ~= condition[1] then
+      return {'conflict', now}
+    end
+  end
+end
+
+redis.call('SET', KEYS[1], verdict, 'PX', plan.mark)
+for _, limit in ipairs(plan.limits) do
+  local key, held, action, most, window, penalty, most_penalty = unpack(limit)
+  redis.call('ZREM', held, plan.rid)
+  if verdict == 'expired' then
+    action = 'free'
+  end
+  if action == 'clear' then
+    redis.call('DEL', key)
+  elseif action == 'spend' then
+    local n = redis.call('HINCRBY', key, 'n', 1)
+    if penalty > 0 then
+      if n >= most then
+        local delay = math.min(most_penalty, penalty * 2 ^ math.min(30, n - most))
+        redis.call('HSET', key, 'closed', string.format('%.0f', now + delay))
+      end
+      redis.call('PEXPIRE', key, window)
+    elseif n == 1 then
+      redis.call('PEXPIRE', key, window)
+    end
+  end
+end
+run(plan.delivery)
+if verdict == 'expired' then
+  return {verdict, now}
+end
+
+for _, notice in ipairs(plan.notices) do
+  local online, body, mac = unpack(notice)
+  local there, told = redis.call('HKEYS', online), {}
+  for _, name in ipairs(there) do
+    local node = string.match(name, '^[^ ]*')
+    if redis.call('EXISTS', plan.nodes .. node) == 0 then
+      redis.call('HDEL', online, name) -- its node is dead
+    elseif not told[node] then
+      told[node] = true
+      local stream = plan.replies .. node
+      redis.call('XADD', stream, 'MAXLEN', '~', 10000, '*', 'k', 'notice', 'x', body, 'm', mac)
+      redis.call('PEXPIRE', stream, plan.keep)
+    end
+  end
+end
+for _, swap in ipairs(plan.swaps) do
+  local key, field, old, new = unpack(swap)
+  if redis.call('HGET', key, field) == old then
+    redis.call('HSET', key, field, new)
+  end
+end
+run(plan.commands)
+for _, mail in ipairs(plan.mails) do
+  local limits, command = unpack(mail)
+  local allowed = true
+  for _, limit in ipairs(limits) do
+    if tonumber(redis.call('HGET', limit[1], 'n') or 0) >= limit[2] then
+      allowed = false
+    end
+  end
+  if allowed then
+    for _, limit in ipairs(limits) do
+      if redis.call('HINCRBY', limit[1], 'n', 1) == 1 then
+        redis.call('PEXPIRE', limit[1], limit[3])
+      end
+    end
+    redis.call(unpack(command))
+  end
+end
+return {verdict, now}

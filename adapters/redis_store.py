@@ -1,0 +1,353 @@
+"""The store on Redis: what handlers need becomes one `check`, what they decided one `settle`."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from adapters import names
+from adapters.lua import CHECK, SETTLE
+from adapters.redis_link import Batch, Command
+from app import rules
+from app.ports import Settlement, State
+from app.records import (
+    Account,
+    Challenge,
+    ConfirmSession,
+    CreateAccount,
+    Device,
+    EndSession,
+    Facts,
+    Limit,
+    Needs,
+    PutChallenge,
+    RenewCode,
+    RotateSession,
+    Session,
+    StartSession,
+    UpgradePassword,
+    Verdict,
+    Write,
+)
+
+RECLAIM_MS = 15_000  # how long after its deadline a copy of a request can still turn up: reclaim time, with a margin
+REPLIES_KEPT_MS = 60_000  # a dead node's reply stream cleans itself up
+ONLINE_KEPT_MS = rules.SESSION_ABSOLUTE_MS
+EVENTS_KEPT = 100_000
+
+pack = msgspec.msgpack.encode
+
+
+def text(box: bytes) -> str:
+    """Bytes as a script can take them: the msgpack of Redis's Lua knows no binary type."""
+    return base64.b64encode(box).decode()
+
+
+unpack = base64.b64decode
+
+
+class RedisStore:
+    """`check` is the Store port; `settle` serves a broker, which adds what delivering and replying takes."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    async def check(self, rid: str, deadline: int, needs: Needs) -> Facts | str:
+        ask = {
+            "rid": rid,
+            "deadline": deadline,
+            "hold": deadline + RECLAIM_MS,
+            "limits": [(*_keys(lim), lim.most, lim.penalty_ms > 0, lim.waits) for lim in needs.limits],
+            "email": names.EMAILS + needs.email if needs.email else None,
+            "session": names.SESSIONS + needs.session_id if needs.session_id else None,
+            "challenge": names.CHALLENGES + needs.challenge_id if needs.challenge_id else None,
+            "users": names.USERS,
+            "emails": names.EMAILS,
+            "sessions": names.SESSIONS,
+            "online": names.ONLINE,
+            "nodes": names.NODES,
+            "devices": names.DEVICES_OF if needs.devices else None,
+            "list": names.SESSIONS_OF if needs.sessions or needs.crowd else None,
+            "crowd": rules.SESSIONS_PER_ACCOUNT if needs.crowd and not needs.sessions else None,
+        }
+        state, now, *found = await self._batch.script(CHECK, [names.done(rid)], pack(ask))
+        if state != b"ok":
+            return {b"done": State.DONE, b"expired": State.EXPIRED, b"wait": State.WAIT}[state]
+        refused, user_id, user, session, challenge, devices, sessions, online = found
+        return Facts(
+            now=now,
+            needs=needs,
+            account=_account(user_id.decode(), _map(user)),
+            session=_session(needs.session_id or "", _map(session)),
+            challenge=_challenge(needs.challenge_id or "", _map(challenge)),
+            devices=tuple(_device(ref, text) for ref, text in _map(devices).items()),
+            sessions=tuple(s for id, flat in sessions if (s := _session(id.decode(), _map(flat)))),
+            online=frozenset(id.decode() for id in online),
+            refused={needs.limits[n - 1].name: wait for n, wait in refused},
+        )
+
+    async def settle(
+        self, rid: str, deadline: int, settlement: Settlement, reply: Sequence[Command], delivery: Sequence[Command]
+    ) -> str:
+        """ "settled", "done", "expired" or "conflict"; `delivery` is run in every case but the last."""
+        outcome = settlement.outcome
+        conditions: list[Command] = []
+        commands: list[Command] = []
+        swaps: list[Command] = []
+        for write in outcome.writes:
+            _translate(write, conditions, commands, swaps)
+        commands += _presence(settlement)
+        commands.append(("XADD", names.EVENTS, "MAXLEN", "~", EVENTS_KEPT, "*", *_flat(settlement.audit)))
+        commands += reply
+        plan = {
+            **_plan(rid, deadline, settlement.limits, outcome.verdict, delivery),
+            "conditions": conditions,
+            "commands": commands,
+            "swaps": swaps,
+            "notices": [(names.ONLINE + notice.user_id, text(s.body), text(s.mac)) for notice, s in settlement.notices],
+            "mails": [
+                (
+                    [(names.limit(lim.name, lim.subject), lim.most, lim.window_ms) for lim in limits],
+                    ("XADD", names.MAIL, "*", "id", sealed.id, "w", text(sealed.wrapped), "x", text(sealed.box)),
+                )
+                for _, sealed, limits in settlement.mails
+            ],
+        }
+        return await self._settle(rid, plan)
+
+    async def drop(self, rid: str, limits: Sequence[Limit], delivery: Sequence[Command]) -> None:
+        """Nothing happened: every reserved place comes back."""
+        await self._settle(rid, _plan(rid, 0, limits, Verdict.UNJUDGED, delivery))
+
+    async def _settle(self, rid: str, plan: dict[str, Any]) -> str:
+        state, _ = await self._batch.script(SETTLE, [names.done(rid)], pack(plan))
+        return str(state, "ascii")
+
+
+def _plan(
+    rid: str, deadline: int, limits: Sequence[Limit], verdict: Verdict, delivery: Sequence[Command]
+) -> dict[str, Any]:
+    return {
+        "rid": rid,
+        "deadline": deadline,
+        "mark": 30_000 + RECLAIM_MS,  # the longest deadline there is
+        "conditions": [],
+        "limits": [
+            (
+                *_keys(lim),
+                rules.settle_limit(lim, verdict),
+                lim.most,
+                lim.window_ms,
+                lim.penalty_ms,
+                lim.most_penalty_ms,
+            )
+            for lim in limits
+        ],
+        "notices": [],
+        "swaps": [],
+        "commands": [],
+        "mails": [],
+        "delivery": delivery,
+        "nodes": names.NODES,
+        "replies": names.REPLIES,
+        "keep": REPLIES_KEPT_MS,
+    }
+
+
+def _keys(limit: Limit) -> tuple[str, str]:
+    return names.limit(limit.name, limit.subject), names.held(limit.name, limit.subject)
+
+
+# --- writes ------------------------------------------------------------------------------------------------------
+
+
+def _translate(write: Write, conditions: list[Command], commands: list[Command], swaps: list[Command]) -> None:
+    """A write as the conditions it stands on and the commands that make it."""
+    match write:
+        case PutChallenge(challenge):
+            key = names.CHALLENGES + challenge.id
+            commands.append(("HSET", key, *_flat(_challenge_fields(challenge))))
+            commands.append(("PEXPIREAT", key, challenge.expires))
+        case RenewCode(challenge):
+            key = names.CHALLENGES + challenge.id
+            conditions.append((challenge.email, "HGET", key, "email"))
+            commands.append(("HSET", key, "code", challenge.code_mac, "code_expires", challenge.code_expires))
+        case CreateAccount(account, of, device):
+            user = names.USERS + account.id
+            conditions.append(("", "GET", names.EMAILS + account.email))
+            if of is not None:
+                conditions.append((of.user_id, "HGET", names.CHALLENGES + of.id, "user"))
+                commands.append(("DEL", names.CHALLENGES + of.id))
+            commands.append(("SET", names.EMAILS + account.email, account.id))
+            commands.append(("HSET", user, *_flat(_account_fields(account))))
+            commands.append(("HSET", user + names.DEVICES_OF, device.ref, _device_text(device)))
+        case StartSession(session, account, trusted):
+            user, key = names.USERS + account.id, names.SESSIONS + session.id
+            conditions.append((str(account.version), "HGET", user, "version"))
+            ends = rules.session_ends(session)
+            commands.append(("HSET", key, *_flat(_session_fields(session))))
+            commands.append(("PEXPIREAT", key, ends))
+            commands.append(("ZREMRANGEBYSCORE", user + names.SESSIONS_OF, "-inf", session.created))
+            commands.append(("ZADD", user + names.SESSIONS_OF, ends, session.id))
+            if trusted is not None:
+                seen = Device(trusted.ref, trusted.mac, session.device_name, session.created)
+                commands.append(("HSET", user + names.DEVICES_OF, trusted.ref, _device_text(seen)))
+        case RotateSession(session, now):
+            counter = session.counter
+            _while_it_lives(session, conditions)
+            conditions.append((str(counter), "HGET", names.SESSIONS + session.id, "counter"))
+            _see(session, now, commands, ("counter", counter + 1, "rotated", now))
+        case ConfirmSession(session, now):
+            _while_it_lives(session, conditions)
+            _see(session, now, commands)
+        case EndSession(session, reason):
+            key = names.SESSIONS + session.id
+            _while_it_lives(session, conditions)
+            commands.append(("HSET", key, "ended", reason))
+            commands.append(("ZREM", names.USERS + session.user_id + names.SESSIONS_OF, session.id))
+        case UpgradePassword(user_id, old, new):
+            swaps.append((names.USERS + user_id, "password", old, new))
+
+
+def _while_it_lives(session: Session, conditions: list[Command]) -> None:
+    key = names.SESSIONS + session.id
+    conditions.append((session.user_id, "HGET", key, "user"))
+    conditions.append(("", "HGET", key, "ended"))
+
+
+def _see(session: Session, now: int, commands: list[Command], fields: Command = ()) -> None:
+    key = names.SESSIONS + session.id
+    ends = min(session.created + rules.SESSION_ABSOLUTE_MS, now + rules.SESSION_IDLE_MS)
+    commands.append(("HSET", key, "seen", now, *fields))
+    commands.append(("PEXPIREAT", key, ends))
+    commands.append(("ZADD", names.USERS + session.user_id + names.SESSIONS_OF, ends, session.id))
+
+
+def _presence(settlement: Settlement) -> list[Command]:
+    """Who is authenticated where, kept with the outcome that changes it."""
+    outcome, before = settlement.outcome, settlement.previous
+    if settlement.presence is None or (outcome.identity is None and not outcome.forget):
+        return []
+    here = " ".join(settlement.presence)
+    commands: list[Command] = []
+    if before is not None and (outcome.forget or before.user_id != outcome.identity.user_id):  # type: ignore[union-attr]
+        commands.append(("HDEL", names.ONLINE + before.user_id, here))
+    if outcome.identity is not None:
+        key = names.ONLINE + outcome.identity.user_id
+        commands.append(("HSET", key, here, outcome.identity.session_id))
+        commands.append(("PEXPIRE", key, ONLINE_KEPT_MS))
+    return commands
+
+
+# --- records as hashes ----------------------------------------------------------------------------------------------
+
+
+def _map(flat: Sequence[bytes]) -> dict[str, str]:
+    texts = [item.decode() for item in flat]
+    return dict(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _flat(fields: dict[str, Any]) -> list[Any]:
+    return [item for pair in fields.items() for item in pair]
+
+
+def _account_fields(account: Account) -> dict[str, Any]:
+    return {
+        "email": account.email,
+        "password": account.password,
+        "version": account.version,
+        "created": account.created,
+        "status": account.status,
+        "locale": account.locale,
+        "terms": account.terms,
+    }
+
+
+def _account(id: str, fields: dict[str, str]) -> Account | None:
+    if not fields:
+        return None
+    return Account(
+        id=id,
+        email=fields["email"],
+        password=fields["password"],
+        version=int(fields["version"]),
+        created=int(fields["created"]),
+        status="active" if fields["status"] == "active" else "disabled",
+        locale=fields["locale"],
+        terms=fields["terms"],
+    )
+
+
+def _session_fields(session: Session) -> dict[str, Any]:
+    return {
+        "user": session.user_id,
+        "counter": session.counter,
+        "rotated": session.rotated,
+        "created": session.created,
+        "seen": session.seen,
+        "ip": session.ip,
+        "amr": " ".join(session.amr),
+        "device_ref": session.device_ref,
+        "device_name": session.device_name,
+    }
+
+
+def _session(id: str, fields: dict[str, str]) -> Session | None:
+    if not fields:
+        return None
+    return Session(
+        id=id,
+        user_id=fields["user"],
+        counter=int(fields["counter"]),
+        rotated=int(fields["rotated"]),
+        created=int(fields["created"]),
+        seen=int(fields["seen"]),
+        ip=fields["ip"],
+        amr=tuple(fields["amr"].split()),
+        device_ref=fields["device_ref"],
+        device_name=fields["device_name"],
+        ended=fields.get("ended", ""),
+    )
+
+
+def _challenge_fields(challenge: Challenge) -> dict[str, Any]:
+    return {
+        "kind": challenge.kind,
+        "email": challenge.email,
+        "expires": challenge.expires,
+        "code": challenge.code_mac,
+        "code_expires": challenge.code_expires,
+        "user": challenge.user_id,
+        "password": challenge.password,
+        "locale": challenge.locale,
+        "terms": challenge.terms,
+    }
+
+
+def _challenge(id: str, fields: dict[str, str]) -> Challenge | None:
+    if not fields:
+        return None
+    return Challenge(
+        id=id,
+        kind="registration",
+        email=fields["email"],
+        expires=int(fields["expires"]),
+        code_mac=fields["code"],
+        code_expires=int(fields["code_expires"]),
+        user_id=fields["user"],
+        password=fields["password"],
+        locale=fields["locale"],
+        terms=fields["terms"],
+    )
+
+
+def _device_text(device: Device) -> str:
+    return msgspec.json.encode([device.mac, device.name, device.seen]).decode()
+
+
+def _device(ref: str, text: str) -> Device:
+    mac, name, seen = msgspec.json.decode(text, type=tuple[str, str, int])
+    return Device(ref, mac, name, seen)

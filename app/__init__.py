@@ -1,0 +1,1 @@
+"""Finthenticate: a login service that keeps the expensive part behind a queue."""

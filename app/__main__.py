@@ -1,0 +1,208 @@
+"""The composition root: `python -m app [all|gateway|worker|mailer]`. Only this module knows the adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import uvloop
+
+from adapters.embedded_redis import EmbeddedRedis, running_url
+from adapters.key_files import KeyFiles
+from adapters.outbox import Outbox
+from adapters.redis_link import Batch, Link, check_durability
+from adapters.redis_store import RedisStore
+from adapters.redis_streams import RedisGateway, RedisMailQueue, RedisWorker
+from app import logs, tokens
+from app.gateway.gateway import Gateway
+from app.gateway.server import create_app, listen, serve
+from app.keys import Ring
+from app.mail.mailer import MailerLoop
+from app.messages import Lane
+from app.passwords import Hasher
+from app.sealing import Opener
+from app.settings import ROLES, Fault, Settings, dotenv
+from app.supervisor import EX_CONFIG, only_one, supervise
+from app.tokens import Mint
+from app.worker import Worker
+
+log = logging.getLogger("finthenticate")
+
+EX_USAGE, EX_UNAVAILABLE = 64, 69  # sysexits.h
+USAGE = "usage: python -m app [all|gateway|worker|mailer]"
+
+
+def main(arguments: list[str]) -> int:
+    role = arguments[0] if arguments else "all"
+    if len(arguments) > 1 or role not in ("all", *ROLES):
+        print(USAGE, file=sys.stderr)
+        return EX_USAGE
+    try:
+        settings = _settings(ROLES if role == "all" else (role,))
+        logs.configure(role, settings.data_dir)
+        for warning in settings.warnings:
+            log.warning(warning)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run({"all": _all, "gateway": _gateway, "worker": _worker, "mailer": _mailer}[role](settings))
+    except Fault as fault:
+        return _say(fault)
+    except BaseExceptionGroup as group:
+        if (fault_in := _fault_in(group)) is None:
+            raise
+        return _say(fault_in)
+
+
+class NoServer(Fault):
+    """There is no embedded server to join: a passing state where a supervisor starts one."""
+
+
+def _settings(roles: tuple[str, ...]) -> Settings:
+    given = {name: value for name, value in os.environ.items() if value.strip()}
+    return Settings.from_env({**dotenv(Path(".env")), **given}, roles, cores=len(os.sched_getaffinity(0)))
+
+
+# --- roles -------------------------------------------------------------------------------------------------------
+
+
+async def _all(settings: Settings) -> int:
+    with only_one(settings.data_dir):
+        listen(settings).close()  # a taken port is said before anything is started
+        server = None if settings.redis_url else EmbeddedRedis(settings.data_dir)
+        commands = {role: [sys.executable, "-m", "app", role] for role in ROLES}
+        return await supervise(
+            commands, server, ready=lambda: _is_ready(settings), on_ready=lambda: _say_hello(settings)
+        )
+
+
+async def _gateway(settings: Settings) -> int:
+    listener = listen(settings)
+    url = await _redis_url(settings)
+    keys = KeyFiles(settings.data_dir)
+    node = f"{tokens.SHARD}-{secrets.token_urlsafe(9)}"
+    broker = RedisGateway(Batch(Link(url, "gateway")), Link(url, "replies"), node, settings.max_queue)
+    gateway = Gateway(settings, broker, node, keys.seal_keys(Ring.SEAL, private=False))
+    app = create_app(settings, gateway, tokens.jwks(keys.token_keys(private=False).public))
+    drains: list[asyncio.Task[None]] = []
+    _on_signals(lambda: drains.append(asyncio.create_task(gateway.drain())))
+    log.info("listening", extra={"fields": {"host": settings.host, "port": settings.port, "node": node}})
+    return await _run(settings, url, serve(app, gateway, listener))
+
+
+async def _worker(settings: Settings) -> int:
+    url = await _redis_url(settings)
+    keys = KeyFiles(settings.data_dir)
+    seal_keys, token_keys = keys.seal_keys(Ring.SEAL, private=True), keys.token_keys(private=True)
+    batch = Batch(Link(url, "worker"))
+    store = RedisStore(batch)
+    links = {lane: Link(url, f"take-{lane}") for lane in Lane}
+    worker = Worker(
+        settings,
+        RedisWorker(batch, store, links, _consumer()),
+        store,
+        opener=Opener(seal_keys.private, settings.edge_secret, "request"),
+        mint=Mint(settings.worker_secret, token_keys, settings.public_url, settings.audience),
+        hasher=Hasher(settings.argon2, settings.pepper),
+        mail_keys=keys.seal_keys(Ring.MAIL, private=False),
+    )
+    _on_signals(worker.stop)
+    log.info("working", extra={"fields": {"hash_threads": settings.hash_threads}})
+    return await _run(settings, url, worker.run())
+
+
+async def _mailer(settings: Settings) -> int:
+    url = await _redis_url(settings)
+    outbox = Outbox(settings.data_dir / settings.mail_url.removeprefix("file:"), settings.public_url)
+    mail_keys = KeyFiles(settings.data_dir).seal_keys(Ring.MAIL, private=True)
+    opener = Opener(mail_keys.private, settings.edge_secret, "mail")
+    mailer = MailerLoop(RedisMailQueue(Link(url, "mailer"), _consumer()), outbox, opener)
+    _on_signals(mailer.stop)
+    log.info("mailing", extra={"fields": {"to": settings.mail_url.partition(":")[0]}})
+    return await _run(settings, url, mailer.run())
+
+
+# --- small things -----------------------------------------------------------------------------------------------
+
+
+async def _run(settings: Settings, url: str, role: Coroutine[Any, Any, None]) -> int:
+    """A role beside the check of its Redis, which waits until that answers: a role may start before its store."""
+    async with asyncio.TaskGroup() as group:
+        check = group.create_task(check_durability(Link(url, "check"), strict=settings.durability_strict))
+        await role
+        check.cancel()
+    return 0
+
+
+async def _redis_url(settings: Settings) -> str:
+    if url := settings.redis_url or await running_url(settings.data_dir):
+        return url
+    raise NoServer(f"FIN_REDIS_URL is not set, and no embedded server runs on {settings.data_dir}.")
+
+
+def _consumer() -> str:
+    """Unique for every boot, readable for an operator."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+def _on_signals(stop: Callable[[], object]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+async def _is_ready(settings: Settings) -> bool:
+    def ask() -> bool:
+        try:
+            with urlopen(f"{_local_url(settings)}/readyz", timeout=2) as answer:  # noqa: S310  # our own listener
+                return bool(answer.status == 200)
+        except (URLError, OSError):
+            return False
+
+    return await asyncio.to_thread(ask)
+
+
+def _local_url(settings: Settings) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104  # to reach it
+    return f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{settings.port}"
+
+
+_began = time.monotonic()
+
+
+def _say_hello(settings: Settings) -> None:
+    print(
+        f"\nFinthenticate serves at {_local_url(settings)} (ready in {time.monotonic() - _began:.1f} s).\n"
+        "  scripts/try          register, confirm, log in, refresh, log out, and every frame of it\n"
+        f"  {settings.data_dir}/outbox   the mails\n"
+        "  Ctrl-C               stops everything\n",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _say(fault: Fault) -> int:
+    print(f"finthenticate: {fault}", file=sys.stderr)
+    return EX_UNAVAILABLE if isinstance(fault, NoServer) else EX_CONFIG
+
+
+def _fault_in(group: BaseExceptionGroup[BaseException]) -> Fault | None:
+    """The first fault, where a group of tasks ended with nothing but faults."""
+    faults, others = group.split(Fault)
+    found: BaseException | None = faults
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found if isinstance(found, Fault) and others is None else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

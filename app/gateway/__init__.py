@@ -1,0 +1,1 @@
+"""The gateway: sockets on one side, the broker on the other."""

@@ -1,0 +1,83 @@
+"""Logs: one JSON object a line, to stdout and to a rotating file. Never a payload, never a secret."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import IO, Any
+
+from app.settings import Fault
+
+FILE_BYTES = 10 * 1024 * 1024
+FILES_KEPT = 5
+MOST_OF_A_ROLE = 256
+
+_locks: list[IO[str]] = []  # held for as long as the process lives
+
+
+class JsonLines(logging.Formatter):
+    """`time level role message`, then the record's `fields`. JSON escapes what could break a line or a terminal."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self._role = role
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line: dict[str, Any] = {
+            "time": time,
+            "level": record.levelname.lower(),
+            "role": self._role,
+            "message": record.getMessage(),
+        }
+        line |= getattr(record, "fields", {})
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error"] = record.exc_info[0].__name__
+            line["trace"] = _trace(record)
+        return json.dumps(line, default=str)
+
+
+def configure(role: str, data_dir: Path) -> None:
+    """Send everything there. Fault when the folder cannot be written to."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    folder = data_dir / "logs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handlers.append(RotatingFileHandler(_own(folder, role), maxBytes=FILE_BYTES, backupCount=FILES_KEPT))
+    except OSError as error:
+        raise Fault(f"FIN_DATA_DIR: logs cannot be written to {folder}: {error.strerror}.") from None
+    for handler in handlers:
+        handler.setFormatter(JsonLines(role))
+    logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
+    logging.getLogger("finthenticate").setLevel(logging.INFO)
+
+
+def _own(folder: Path, role: str) -> Path:
+    """`role.log`, or `role-2.log` and so on where another process of that role writes the first."""
+    for number in range(1, MOST_OF_A_ROLE + 1):
+        name = role if number == 1 else f"{role}-{number}"
+        lock = (folder / f".{name}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            continue
+        _locks.append(lock)
+        return folder / f"{name}.log"
+    raise Fault(f"FIN_DATA_DIR: {MOST_OF_A_ROLE} processes of role {role} write logs to {folder} already.")
+
+
+def _trace(record: logging.LogRecord) -> list[str]:
+    """Where it failed, innermost last: places only, since the error's own words may quote what a client sent."""
+    places = []
+    trace = record.exc_info[2] if record.exc_info else None
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"{Path(code.co_filename).name}:{trace.tb_lineno} {code.co_name}")
+        trace = trace.tb_next
+    return places

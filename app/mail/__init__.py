@@ -1,0 +1,1 @@
+"""Mail: opened from its queue, rendered, handed over. Nothing about a login ever waits for it."""

@@ -1,0 +1,70 @@
+"""The mailer: takes sealed mails, at least once each, and hands them over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from app import entries
+from app.ports import Mailer, MailQueue, SealedMail, Unavailable
+from app.records import Mail
+from app.sealing import Opener, Unreadable
+
+log = logging.getLogger("finthenticate")
+
+AT_ONCE = 10
+BACK_OFF_SECONDS = 0.5
+TRIES = 5
+FIRST_RETRY_SECONDS = 1.0
+
+
+class MailerLoop:
+    """One mailer process. `run` returns when `stop` was called and what is in hand is sent."""
+
+    def __init__(self, queue: MailQueue, mailer: Mailer, opener: Opener) -> None:
+        self._queue, self._mailer, self._opener = queue, mailer, opener
+        self._stopping = False
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    async def run(self) -> None:
+        try:
+            while not self._stopping:
+                try:
+                    taken = await self._queue.take(AT_ONCE)
+                    await asyncio.gather(*(self._send(token, sealed) for token, sealed in taken))
+                except Unavailable as error:
+                    log.warning("the mail queue is away", extra={"fields": {"reason": str(error)}})
+                    await asyncio.sleep(BACK_OFF_SECONDS)
+        finally:
+            await self._queue.close()
+
+    async def _send(self, token: str, sealed: SealedMail | None) -> None:
+        try:
+            if sealed is None:
+                raise Unreadable("not a mail")
+            mail = entries.open_mail(self._opener, sealed)
+        except Unreadable as error:
+            log.error("dead letter", extra={"fields": {"lane": "mail", "reason": str(error)}})
+            await self._queue.bury(token, str(error))
+            return
+        if mail.kind != "decoy" and not await self._hand_over(mail, sealed.id):
+            await self._queue.bury(token, f"not sent in {TRIES} tries")
+            return
+        await self._queue.done(token)
+
+    async def _hand_over(self, mail: Mail, id: str) -> bool:
+        for attempt in range(TRIES):
+            try:
+                await self._mailer.send(mail, id)
+            except OSError as error:
+                fields = {"mail": id, "kind": mail.kind, "attempt": attempt + 1, "reason": str(error)}
+                log.warning("mail not sent", extra={"fields": fields})
+                if self._stopping:
+                    raise Unavailable("stopping with a mail in hand: the next mailer takes it over") from None
+                await asyncio.sleep(FIRST_RETRY_SECONDS * 2**attempt)
+            else:
+                log.info("mail sent", extra={"fields": {"mail": id, "kind": mail.kind}})
+                return True
+        return False

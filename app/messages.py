@@ -1,0 +1,469 @@
+"""The wire: every request, event and code, and the strict decoding of what a client sends.
+
+One table, `KINDS`, names each request with its lane, its data and what can answer it; the gateway, the worker
+and the tests all read it. Data types are msgspec structs: snake_case here, camelCase on the wire.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, cast
+
+import msgspec
+import orjson
+from msgspec import Meta, Struct
+
+PROTOCOL = 1
+MAX_MESSAGE_BYTES = 16 * 1024
+MAX_IN_FLIGHT = 8
+MAX_DEPTH = 8
+MAX_PASSWORD_BYTES = 1024
+DEFAULT_TIMEOUT_MS = 10_000
+
+
+class Lane(StrEnum):
+    """Which queue a request waits in: FAST never hashes a password, HASH always does."""
+
+    FAST = "fast"
+    HASH = "hash"
+
+
+class Code(StrEnum):
+    """Why a request was refused or not evaluated. Programs read these; texts may change."""
+
+    BAD_JSON = "bad_json"
+    BAD_REQUEST = "bad_request"
+    UNKNOWN_EVENT = "unknown_event"
+    DUPLICATE_ID = "duplicate_id"
+    TOO_MANY_IN_FLIGHT = "too_many_in_flight"
+    NOT_AUTHENTICATED = "not_authenticated"
+    RATE_LIMITED = "rate_limited"
+    OVERLOADED = "overloaded"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    UNAVAILABLE = "unavailable"
+    INTERNAL = "internal"
+    INVALID_CREDENTIALS = "invalid_credentials"
+    TOO_MANY_ATTEMPTS = "too_many_attempts"
+    ACCOUNT_DISABLED = "account_disabled"
+    ADDRESS_TAKEN = "address_taken"
+    INVALID_CODE = "invalid_code"
+    CODE_EXPIRED = "code_expired"
+    CHALLENGE_EXPIRED = "challenge_expired"
+    PASSWORD_TOO_SHORT = "password_too_short"
+    TOKEN_REUSED = "token_reused"
+    TOKEN_EXPIRED = "token_expired"
+    TOKEN_REVOKED = "token_revoked"
+    TOKEN_INVALID = "token_invalid"
+
+
+RETRYABLE = frozenset(
+    {
+        Code.RATE_LIMITED,
+        Code.OVERLOADED,
+        Code.DEADLINE_EXCEEDED,
+        Code.UNAVAILABLE,
+        Code.INTERNAL,
+        Code.TOO_MANY_IN_FLIGHT,
+        Code.TOO_MANY_ATTEMPTS,
+    }
+)
+
+TEXTS = {
+    Code.BAD_JSON: "The frame is not a JSON object this server accepts.",
+    Code.BAD_REQUEST: "The request does not fit its type.",
+    Code.UNKNOWN_EVENT: "There is no such request.",
+    Code.DUPLICATE_ID: "A request with this id is in flight on this connection.",
+    Code.TOO_MANY_IN_FLIGHT: f"At most {MAX_IN_FLIGHT} requests may be in flight on one connection.",
+    Code.NOT_AUTHENTICATED: "This request needs an authenticated connection.",
+    Code.RATE_LIMITED: "Too many requests; wait before the next one.",
+    Code.OVERLOADED: "The queue is full; send the request again later.",
+    Code.DEADLINE_EXCEEDED: "The deadline passed before there was an answer.",
+    Code.UNAVAILABLE: "The service cannot answer now; send the request again.",
+    Code.INTERNAL: "Something failed on the server; the outcome is unknown.",
+    Code.INVALID_CREDENTIALS: "The address or the password is wrong.",
+    Code.TOO_MANY_ATTEMPTS: "Too many failed attempts; wait before the next one.",
+    Code.ACCOUNT_DISABLED: "The account is disabled.",
+    Code.ADDRESS_TAKEN: "There is an account with this address.",
+    Code.INVALID_CODE: "The code is wrong.",
+    Code.CODE_EXPIRED: "The code is too old; ask for a new one.",
+    Code.CHALLENGE_EXPIRED: "This step is over; start again.",
+    Code.PASSWORD_TOO_SHORT: "The password is too short.",
+    Code.TOKEN_REUSED: "The token was used before; its session has been ended.",
+    Code.TOKEN_EXPIRED: "The token has expired.",
+    Code.TOKEN_REVOKED: "The session of this token has been ended.",
+    Code.TOKEN_INVALID: "The token is not one of this server's.",
+}
+
+# --- what a client sends ---------------------------------------------------------------------------------
+
+_END = r"(?![\s\S])"  # the very end, in Python and in ECMA-262 alike; `$` would let a newline through
+Text64 = Annotated[str, Meta(min_length=1, max_length=64)]
+Opaque = Annotated[str, Meta(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9_.~-]*" + _END)]
+AccessToken = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[A-Za-z0-9_.-]*" + _END)]
+DeviceToken = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]*" + _END)]
+DeviceName = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*" + _END)]
+Locale = Annotated[str, Meta(min_length=2, max_length=35, pattern=r"^[A-Za-z0-9-]*" + _END)]
+MailedCode = Annotated[str, Meta(min_length=1, max_length=64)]
+
+# WHATWG HTML, "valid e-mail address": what browsers' own address fields accept.
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_EMAIL = re.compile(rf"[a-z0-9.!#$%&'*+/=?^_`{{|}}~-]{{1,64}}@{_LABEL}(?:\.{_LABEL})*")
+
+
+def canonical_email(raw: str) -> str:
+    """Trim and lower-case an address. ValueError for what is not one, non-ASCII look-alikes included."""
+    trimmed = raw.strip(" \t\r\n")
+    lowered = trimmed.lower()
+    if not trimmed.isascii() or len(lowered) > 254 or not _EMAIL.fullmatch(lowered):
+        raise ValueError("`$.email` is not an e-mail address")
+    return lowered
+
+
+def canonical_password(raw: str, name: str) -> str:
+    """NFKC and nothing else (NIST SP 800-63B). ValueError past 1,024 bytes; a password is never cut."""
+    if len(raw.encode()) > MAX_PASSWORD_BYTES:
+        raise ValueError(f"`$.{name}` is longer than {MAX_PASSWORD_BYTES} bytes")
+    return unicodedata.normalize("NFKC", raw)
+
+
+class Request(Struct, frozen=True, forbid_unknown_fields=True, rename="camel", omit_defaults=True):
+    """Base of every request's data. Its repr never shows a field: many are secrets."""
+
+    def __post_init__(self) -> None:
+        if isinstance(email := getattr(self, "email", None), str):
+            msgspec.structs.force_setattr(self, "email", canonical_email(email))
+        if isinstance(password := getattr(self, "password", None), str):
+            msgspec.structs.force_setattr(self, "password", canonical_password(password, "password"))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+
+class Register(Request, frozen=True):
+    email: str
+    password: str
+    locale: Locale | None = None
+    terms: Text64 | None = None
+
+
+class ConfirmEmail(Request, frozen=True):
+    challenge: Opaque
+    code: MailedCode
+
+
+class ResendConfirmation(Request, frozen=True):
+    challenge: Opaque
+
+
+class Login(Request, frozen=True):
+    email: str
+    password: str
+    device_token: DeviceToken | None = None
+    device_name: DeviceName | None = None
+
+
+class Refresh(Request, frozen=True):
+    refresh_token: Opaque
+
+
+class Authenticate(Request, frozen=True):
+    access_token: AccessToken
+
+
+class Logout(Request, frozen=True):
+    pass
+
+
+class Sessions(Request, frozen=True):
+    pass
+
+
+class Account(Request, frozen=True):
+    pass
+
+
+# --- what the server sends ----------------------------------------------------------------------------------
+
+
+class Reply(Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True):
+    """Base of the data of every event the server sends. Its repr shows no field: some are tokens."""
+
+    event: ClassVar[str]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+
+class Connected(Reply, frozen=True):
+    event: ClassVar[str] = "connected"
+    connection_id: str
+    server_time: str
+    protocol: int
+    max_message_bytes: int
+    max_in_flight: int
+
+
+class Queued(Reply, frozen=True):
+    event: ClassVar[str] = "queued"
+    position: int
+    eta_ms: int
+
+
+class RegisterAccepted(Reply, frozen=True):
+    event: ClassVar[str] = "register_accepted"
+    next: str
+    challenge: str | None = None
+    expires_in: int | None = None
+    device_token: str | None = None
+
+
+class EmailConfirmed(Reply, frozen=True):
+    event: ClassVar[str] = "email_confirmed"
+    device_token: str
+
+
+class ConfirmationSent(Reply, frozen=True):
+    event: ClassVar[str] = "confirmation_sent"
+
+
+class Tokens(Reply, frozen=True):
+    """A session's tokens: times in seconds, the access token a JWT (RFC 9068), the refresh token opaque."""
+
+    access_token: str
+    token_type: str
+    expires_in: int
+    refresh_token: str
+    refresh_expires_in: int
+    session_id: str
+    user_id: str
+
+
+class LoginSuccess(Tokens, frozen=True):
+    event: ClassVar[str] = "login_success"
+
+
+class TokenRefreshed(Tokens, frozen=True):
+    event: ClassVar[str] = "token_refreshed"
+
+
+class Authenticated(Reply, frozen=True):
+    event: ClassVar[str] = "authenticated"
+    user_id: str
+    session_id: str
+    expires_in: int
+
+
+class LoggedOut(Reply, frozen=True):
+    event: ClassVar[str] = "logged_out"
+
+
+class SessionItem(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    session_id: str
+    device_ref: str | None
+    device_name: str | None
+    ip: str
+    created_at: str
+    last_seen_at: str
+    online: bool
+    current: bool
+
+
+class SessionList(Reply, frozen=True):
+    event: ClassVar[str] = "sessions"
+    sessions: tuple[SessionItem, ...]
+
+
+class DeviceItem(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    device_ref: str
+    device_name: str | None
+    last_seen_at: str
+
+
+class AccountData(Reply, frozen=True):
+    event: ClassVar[str] = "account"
+    user_id: str
+    email: str
+    has2fa: bool
+    recovery_codes_left: int
+    devices: tuple[DeviceItem, ...]
+    created_at: str
+
+
+class Refusal(Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True):
+    """Data of `error` and of every refusal event."""
+
+    code: Code
+    message: str
+    retryable: bool
+    retry_after_ms: int | None = None
+    field: str | None = None
+
+
+class SessionStarted(Reply, frozen=True):
+    event: ClassVar[str] = "session_started"
+    session_id: str
+    device_name: str | None
+    ip: str
+
+
+class SessionEnded(Reply, frozen=True):
+    event: ClassVar[str] = "session_ended"
+    session_id: str
+    reason: str
+
+
+class Draining(Reply, frozen=True):
+    event: ClassVar[str] = "draining"
+    reconnect_in_ms: int
+
+
+def refusal(code: Code, *, retry_after_ms: int | None = None, field: str | None = None) -> Refusal:
+    """The data of a refusal; `field` is cut to 64 characters, since a client may have chosen it."""
+    return Refusal(code, TEXTS[code], code in RETRYABLE, retry_after_ms, field[:64] if field else None)
+
+
+# --- the table ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One request of the contract: the queue it waits in and everything that can answer it."""
+
+    event: str
+    data: type[Request]
+    lane: Lane
+    success: type[Reply]
+    refused: str | None = None  # the refusal's event, where evaluating can end in one
+    needs_session: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    kind.event: kind
+    for kind in (
+        Kind("register", Register, Lane.HASH, RegisterAccepted, "register_failed"),
+        Kind("confirm_email", ConfirmEmail, Lane.FAST, EmailConfirmed, "email_confirmation_failed"),
+        Kind("resend_confirmation", ResendConfirmation, Lane.FAST, ConfirmationSent),
+        Kind("login", Login, Lane.HASH, LoginSuccess, "login_failure"),
+        Kind("refresh", Refresh, Lane.FAST, TokenRefreshed, "refresh_failed"),
+        Kind("authenticate", Authenticate, Lane.FAST, Authenticated, "authentication_failed"),
+        Kind("logout", Logout, Lane.FAST, LoggedOut, needs_session=True),
+        Kind("sessions", Sessions, Lane.FAST, SessionList, needs_session=True),
+        Kind("account", Account, Lane.FAST, AccountData, needs_session=True),
+    )
+}
+
+# Every event a client can receive, with the type of its data.
+EVENTS: dict[str, type[Struct]] = {
+    **{kind.success.event: kind.success for kind in KINDS.values()},
+    **{kind.refused: Refusal for kind in KINDS.values() if kind.refused},
+    **{reply.event: reply for reply in (Connected, Queued, SessionStarted, SessionEnded, Draining)},
+    "error": Refusal,
+}
+
+
+# --- decoding and encoding ---------------------------------------------------------------------------------------
+
+
+class BadFrame(Exception):
+    """A frame that is no request: `error` with this code, and with the id where there is a usable one."""
+
+    def __init__(self, code: Code, id: str | None = None, field: str | None = None) -> None:
+        super().__init__(code)
+        self.code, self.id, self.field = code, id, field
+
+
+class _Envelope(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    event: Text64
+    id: Text64
+    key: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{16,64}" + _END)] | None = None
+    data: dict[str, Any] = {}
+    timeout_ms: Annotated[int, Meta(ge=100, le=30_000)] = DEFAULT_TIMEOUT_MS
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A decoded request; `data` is of the type that `kind` names."""
+
+    id: str
+    kind: Kind
+    data: Request
+    key: str | None
+    timeout_ms: int
+
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"(\s*:)?')
+
+
+def decode(frame: bytes) -> Frame:
+    """One text frame → a typed request. Raises BadFrame; never anything else.
+
+    bad_json: what strict JSON parsers may differ on (duplicate names, NaN, lone surrogates, a BOM, nesting
+    past 8). bad_request: a known event whose data does not fit, with the field's name.
+    """
+    value = parse_json(frame)
+    if not isinstance(value, dict):
+        raise BadFrame(Code.BAD_REQUEST)
+    raw_id = value.get("id")
+    id = raw_id if isinstance(raw_id, str) and 1 <= len(raw_id) <= 64 else None
+    try:
+        envelope = msgspec.convert(value, _Envelope)
+    except msgspec.ValidationError as error:
+        raise BadFrame(Code.BAD_REQUEST, id, field_of(error)) from None
+    kind = KINDS.get(envelope.event)
+    if kind is None:
+        raise BadFrame(Code.UNKNOWN_EVENT, id)
+    try:
+        data = msgspec.convert(envelope.data, kind.data)
+    except msgspec.ValidationError as error:
+        raise BadFrame(Code.BAD_REQUEST, id, field_of(error)) from None
+    return Frame(envelope.id, kind, data, envelope.key, envelope.timeout_ms)
+
+
+def parse_json(text: bytes) -> object:
+    """Strict JSON (RFC 8259, I-JSON's unique names), at most 8 deep. Raises BadFrame bad_json."""
+    try:
+        value = orjson.loads(text)  # refuses NaN, lone surrogates, a BOM, bad UTF-8
+    except orjson.JSONDecodeError:
+        raise BadFrame(Code.BAD_JSON) from None
+    names = sum(1 for colon in _STRING.findall(text) if colon)
+    if _count_names(value, 1) != names:  # a parser that keeps the last of two equal names counts one less
+        raise BadFrame(Code.BAD_JSON)
+    return cast(object, value)
+
+
+def _count_names(value: object, depth: int) -> int:
+    if isinstance(value, dict):
+        inner: list[object] = list(value.values())
+        names = len(value)
+    elif isinstance(value, list):
+        inner, names = value, 0
+    else:
+        return 0
+    if depth > MAX_DEPTH:
+        raise BadFrame(Code.BAD_JSON)
+    return names + sum(_count_names(item, depth + 1) for item in inner)
+
+
+def field_of(error: msgspec.ValidationError) -> str | None:
+    """The wire name of the field that msgspec complains about: ``… - at `$.email` ``."""
+    text = str(error)
+    found = re.search(r"(?:field `([^`]*)`)|`\$\.([A-Za-z0-9_]+)", text)
+    return (found[1] or found[2]) if found else None
+
+
+def encode(event: str, id: str | None, data: bytes) -> bytes:
+    """A frame to a client around data that is JSON already."""
+    return orjson.dumps({"event": event, "id": id, "data": orjson.Fragment(data)})
+
+
+def push(event: str, data: bytes) -> bytes:
+    """A frame that nobody asked for: it has no id."""
+    return orjson.dumps({"event": event, "data": orjson.Fragment(data)})
+
+
+def encode_data(data: Struct) -> bytes:
+    """The JSON of an event's data."""
+    return msgspec.json.encode(data)

@@ -1,0 +1,93 @@
+"""Passwords: a keyed pepper, then Argon2id (RFC 9106).
+
+A stored record is `PEPPER_ID:PHC-STRING`. The pepper is an HMAC over the account's id and the password, so a stolen
+store verifies nothing without it, and a record copied to another account verifies nothing at all.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+
+import argon2
+from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
+
+from app.settings import ARGON2_CEILING, Argon2, Secret, Secrets
+
+# The account id of nobody: unknown addresses verify against a record made for it.
+NOBODY = "nobody"
+
+
+class Unverifiable(Exception):
+    """A stored record that cannot be verified: not a record, a pepper that is gone, or a cost beyond all sense."""
+
+
+class Hasher:
+    """One deployment's way of keeping passwords. Each call of `hash` and `verify` is one Argon2id evaluation."""
+
+    def __init__(self, cost: Argon2, pepper: Secrets) -> None:
+        self._pepper = pepper
+        self._argon2 = argon2.PasswordHasher(
+            time_cost=cost.passes, memory_cost=cost.memory_kib, parallelism=cost.lanes, hash_len=32, salt_len=16
+        )
+        self.decoy = self.hash(NOBODY, secrets.token_hex())
+
+    def hash(self, user_id: str, password: str) -> str:
+        pepper = self._pepper.current
+        return f"{pepper.kid}:{self._argon2.hash(_peppered(pepper, user_id, password))}"
+
+    def verify(self, record: str, user_id: str, password: str) -> bool:
+        kid, _, phc = record.partition(":")
+        pepper = self._pepper.find(kid)
+        if pepper is None:
+            raise Unverifiable(f"pepper {kid!r} is not configured")
+        try:
+            _refuse_excess(phc)
+            return self._argon2.verify(phc, _peppered(pepper, user_id, password))
+        except VerifyMismatchError:
+            return False
+        except (InvalidHashError, VerificationError):
+            raise Unverifiable("not an Argon2 record") from None
+
+    def outdated(self, record: str) -> bool:
+        """Whether a record should be made anew, now that the password is at hand."""
+        kid, _, phc = record.partition(":")
+        return kid != self._pepper.current.kid or self._argon2.check_needs_rehash(phc)
+
+
+class PasswordCheck:
+    """The hashing of one request. What was computed in one round of deciding is not computed again in the next."""
+
+    def __init__(self, hasher: Hasher, password: str) -> None:
+        self._hasher, self._password = hasher, password
+        self._verified: dict[tuple[str, str], bool] = {}
+        self._hashed: dict[str, str] = {}
+
+    def verify(self, record: str | None, user_id: str) -> bool:
+        """Exactly one evaluation, for an unknown account too (`record` None)."""
+        if record is None:
+            record, user_id = self._hasher.decoy, NOBODY
+        key = (record, user_id)
+        if key not in self._verified:
+            self._verified[key] = self._hasher.verify(record, user_id, self._password)
+        return self._verified[key]
+
+    def hash(self, user_id: str) -> str:
+        if user_id not in self._hashed:
+            self._hashed[user_id] = self._hasher.hash(user_id, self._password)
+        return self._hashed[user_id]
+
+    def outdated(self, record: str) -> bool:
+        return self._hasher.outdated(record)
+
+
+def _peppered(pepper: Secret, user_id: str, password: str) -> bytes:
+    return hmac.digest(pepper.value, f"{user_id}\0{password}".encode(), "sha256")
+
+
+def _refuse_excess(phc: str) -> None:
+    # A planted record must not be able to take the machine's memory (ory/kratos bounds imported hashes likewise).
+    cost = argon2.extract_parameters(phc)
+    memory_kib, passes, lanes = ARGON2_CEILING
+    if cost.memory_cost > memory_kib or cost.time_cost > passes or cost.parallelism > lanes:
+        raise Unverifiable("the record asks for more than any setting allows")

@@ -1,0 +1,159 @@
+"""The rules of time and number: lifetimes, limits, lockout, rotation. Pure; the clock is an argument."""
+
+from __future__ import annotations
+
+import ipaddress
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from app.messages import Code
+from app.records import Counts, Limit, Session, Verdict
+from app.settings import Limits
+from app.tokens import RefreshToken
+
+SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
+
+ACCESS_TOKEN_SECONDS = 600
+SESSION_IDLE_MS = 7 * DAY
+SESSION_ABSOLUTE_MS = 30 * DAY
+REFRESH_GRACE_MS = 10 * SECOND  # a lost reply, two tabs
+REGISTRATION_MS = HOUR
+CODE_MS = 10 * MINUTE  # OWASP ASVS 6.5.5
+CODE_TRIES = 5
+PENDING_REGISTRATIONS = 5
+FIRST_DELAY_MS, LONGEST_DELAY_MS = 30 * SECOND, 15 * MINUTE
+SESSIONS_PER_ACCOUNT = 100  # the longest unseen one makes room
+DEVICES_PER_ACCOUNT = 50
+
+# --- limits -------------------------------------------------------------------------------------------------
+
+
+def network_of(ip: str) -> str:
+    """What an address counts as: an IPv4 address itself, an IPv6 address its /64, IPv4-mapped ones as IPv4."""
+    address = ipaddress.ip_address(ip)
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
+def login_limits(limits: Limits, email: str, network: str) -> tuple[Limit, ...]:
+    """Failures of one address from one network, and of one network on all addresses. Known or unknown alike."""
+    return (*_account_failures(limits, email, network), *failures_of(limits, network))
+
+
+def _account_failures(limits: Limits, email: str, network: str) -> tuple[Limit, ...]:
+    if limits.failures_per_account is None:
+        return ()
+    return (
+        Limit(
+            "account",
+            f"{email}|{network}",
+            limits.failures_per_account,
+            window_ms=DAY,
+            counts=Counts.FAILURES,
+            penalty_ms=FIRST_DELAY_MS,
+            most_penalty_ms=LONGEST_DELAY_MS,
+            clears=True,
+            waits=True,
+        ),
+    )
+
+
+def failures_of(limits: Limits, network: str) -> tuple[Limit, ...]:
+    if limits.failures_per_ip is None:
+        return ()
+    return (Limit("ip", network, limits.failures_per_ip, MINUTE, Counts.FAILURES, waits=True),)
+
+
+def registration_limits(limits: Limits, email: str, network: str) -> tuple[Limit, ...]:
+    """How many one network may start, and how many may be pending for one address."""
+    pending = Limit("pending", email, PENDING_REGISTRATIONS, REGISTRATION_MS, Counts.USES)
+    if limits.registrations_per_ip is None:
+        return (pending,)
+    return (pending, Limit("registrations", network, limits.registrations_per_ip, HOUR, Counts.USES))
+
+
+def code_limits(limits: Limits, challenge_id: str, network: str) -> tuple[Limit, ...]:
+    """Five tries a challenge, whatever is mailed again; wrong codes count as the network's failures too."""
+    tries = Limit("tries", challenge_id, CODE_TRIES, REGISTRATION_MS, Counts.FAILURES, waits=True)
+    return (tries, *failures_of(limits, network))
+
+
+def mail_limits(limits: Limits, email: str, network: str) -> tuple[Limit, ...]:
+    """Past one of these a mail is silently not sent: what the client is told never changes."""
+    found = []
+    if limits.mails_per_account is not None:
+        found.append(Limit("mails", email, limits.mails_per_account, HOUR, Counts.USES))
+    if limits.mails_per_ip is not None:
+        found.append(Limit("mails_ip", network, limits.mails_per_ip, HOUR, Counts.USES))
+    return tuple(found)
+
+
+class Settling(StrEnum):
+    """What becomes of a reserved place."""
+
+    SPEND = "spend"
+    FREE = "free"
+    CLEAR = "clear"
+
+
+def settle_limit(limit: Limit, verdict: Verdict) -> Settling:
+    if limit.counts is Counts.USES:
+        return Settling.SPEND if verdict is Verdict.PASSED else Settling.FREE
+    if verdict is Verdict.FAILED:
+        return Settling.SPEND
+    return Settling.CLEAR if verdict is Verdict.PASSED and limit.clears else Settling.FREE
+
+
+# --- sessions -------------------------------------------------------------------------------------------------
+
+
+class Life(StrEnum):
+    ACTIVE = "active"
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+
+
+def session_ends(session: Session) -> int:
+    """When time ends it: seven days unseen, thirty days after login."""
+    return min(session.created + SESSION_ABSOLUTE_MS, session.seen + SESSION_IDLE_MS)
+
+
+def session_life(session: Session | None, now: int) -> Life:
+    """A session that is no more has expired: its record outlives a revocation until time would have ended it."""
+    if session is None or now >= session_ends(session):
+        return Life.EXPIRED
+    return Life.REVOKED if session.ended else Life.ACTIVE
+
+
+class Turn(StrEnum):
+    """What a refresh comes to when it is not refused."""
+
+    ROTATE = "rotate"
+    REPEAT = "repeat"  # one step behind within the grace: the current token again
+    END = "end"  # an old token: somebody has a copy
+
+
+def refresh_turn(session: Session | None, token: RefreshToken, now: int) -> Turn | Code:
+    """RFC 9700 section 4.14.2: rotation, and reuse ends the family; with a grace for lost replies."""
+    life = session_life(session, now)
+    if session is None or life is Life.EXPIRED:
+        return Code.TOKEN_EXPIRED
+    if life is Life.REVOKED:
+        return Code.TOKEN_REVOKED
+    behind = session.counter - token.counter
+    if behind == 0:
+        return Turn.ROTATE
+    if behind == 1 and now - session.rotated <= REFRESH_GRACE_MS:
+        return Turn.REPEAT
+    return Turn.END if behind > 0 else Code.TOKEN_INVALID
+
+
+# --- shown to clients -------------------------------------------------------------------------------------------
+
+
+def iso(ms: int) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,108 @@
+"""Sealing: what lies in a queue is readable only by the role it is for, and only its edge could have written it.
+
+A sender makes an `Envelope`: a random data key, wrapped with HPKE (RFC 9180, base mode, X25519 / HKDF-SHA256 /
+AES-256-GCM) to the receiver's public key. The keys that seal entries come from that data key *and* the
+deployment's edge secret (HKDF, RFC 5869): HPKE alone hides, but anybody could write; the secret alone would let every
+gateway read every other's entries. One direction carries requests, the other their replies.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from app.settings import Secret, Secrets
+
+_SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+_KEY_BYTES = 32
+_NONCE_BYTES = 12  # random: 2**32 entries a data key are safe (NIST SP 800-38D), and a data key lives a day
+_OPENED_ENVELOPES = 4096  # one a gateway boot and day; older ones are unwrapped again
+
+
+class Unreadable(Exception):
+    """A sealed entry that this role cannot open: damaged, forged, or under a key it does not have."""
+
+
+class Envelope:
+    """One data key, wrapped. `wrapped` travels in the clear beside every entry sealed with it."""
+
+    def __init__(self, wrapped: bytes, data_key: bytes, edge: Secret, purpose: str) -> None:
+        self.wrapped = wrapped
+        both = HKDF(SHA256(), 2 * _KEY_BYTES, salt=edge.value, info=f"finthenticate {purpose} v1".encode())
+        keys = both.derive(data_key)
+        self._forward, self._backward = AESGCM(keys[:_KEY_BYTES]), AESGCM(keys[_KEY_BYTES:])
+
+    @classmethod
+    def to(cls, kid: str, public_key: X25519PublicKey, edge: Secret, purpose: str) -> Envelope:
+        """A fresh envelope to the holder of `public_key`, for one `purpose` ("request", "mail")."""
+        data_key = os.urandom(_KEY_BYTES)
+        head = f"{kid}.{edge.kid}.".encode()
+        return cls(head + _SUITE.encrypt(data_key, public_key, purpose.encode()), data_key, edge, purpose)
+
+    def seal(self, text: bytes, associated: bytes) -> bytes:
+        """Towards the receiver; `associated` are the plaintext fields, bound but not hidden."""
+        return _seal(self._forward, text, associated)
+
+    def open(self, box: bytes, associated: bytes) -> bytes:
+        return _open(self._forward, box, associated)
+
+    def seal_back(self, text: bytes, associated: bytes) -> bytes:
+        """Towards the sender."""
+        return _seal(self._backward, text, associated)
+
+    def open_back(self, box: bytes, associated: bytes) -> bytes:
+        return _open(self._backward, box, associated)
+
+
+class Opener:
+    """The receiver's side: private keys and edge secrets by id, and the envelopes opened lately."""
+
+    def __init__(self, private_keys: Mapping[str, X25519PrivateKey], edge: Secrets, purpose: str) -> None:
+        self._private_keys, self._edge, self._purpose = private_keys, edge, purpose
+        self._opened: OrderedDict[bytes, Envelope] = OrderedDict()
+
+    def envelope(self, wrapped: bytes) -> Envelope:
+        """The envelope around `wrapped`; Unreadable when its keys are unknown or it was altered."""
+        if (known := self._opened.get(wrapped)) is not None:
+            self._opened.move_to_end(wrapped)
+            return known
+        try:
+            kid, edge_kid, sealed = wrapped.split(b".", 2)
+            private_key = self._private_keys[kid.decode()]
+            edge = self._edge.find(edge_kid.decode())
+            if edge is None:
+                raise Unreadable("sealed under an edge secret that is not here")
+            data_key = _SUITE.decrypt(sealed, private_key, self._purpose.encode())
+        except (ValueError, KeyError, UnicodeDecodeError, InvalidTag) as error:
+            raise Unreadable(f"the envelope cannot be opened: {type(error).__name__}") from None
+        envelope = Envelope(wrapped, data_key, edge, self._purpose)
+        self._opened[wrapped] = envelope
+        if len(self._opened) > _OPENED_ENVELOPES:
+            self._opened.popitem(last=False)
+        return envelope
+
+
+def associated(*fields: str | bytes | int) -> bytes:
+    """Length-prefixed fields, so that no two lists of fields give the same bytes."""
+    parts = [f if isinstance(f, bytes) else str(f).encode() for f in fields]
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def _seal(key: AESGCM, text: bytes, associated: bytes) -> bytes:
+    nonce = os.urandom(_NONCE_BYTES)
+    return nonce + key.encrypt(nonce, text, associated)
+
+
+def _open(key: AESGCM, box: bytes, associated: bytes) -> bytes:
+    try:
+        return key.decrypt(box[:_NONCE_BYTES], box[_NONCE_BYTES:], associated)
+    except (InvalidTag, ValueError):
+        raise Unreadable("the seal does not hold") from None

@@ -1,0 +1,309 @@
+"""Settings: the only reader of the environment.
+
+`Settings.from_env` never raises at the first fault: it collects every one of them, names the variable
+and never prints a secret, so that an operator mends a deployment in one pass.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+T = TypeVar("T")
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+ROLES = ("gateway", "worker", "mailer")
+# RFC 9106 and the OWASP password storage cheat sheet: 19 MiB, two passes, one lane is the floor.
+ARGON2_FLOOR = (19456, 2, 1)
+ARGON2_CEILING = (1048576, 16, 16)  # what a typing error must not exceed: 1 GiB a hash
+SECRET_BYTES = 32
+
+
+class Fault(Exception):
+    """A sentence for the operator; the process ends with it and with EX_CONFIG."""
+
+
+class SettingsFault(Fault):
+    """Every fault of the environment, one line each."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A named 256-bit (or longer) key. The id travels with what was made with it; the bytes never do."""
+
+    kid: str
+    value: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Versions of one secret: the first is used for what is new, the others still verify what is old."""
+
+    versions: tuple[Secret, ...]
+
+    @property
+    def current(self) -> Secret:
+        return self.versions[0]
+
+    def find(self, kid: str) -> Secret | None:
+        return next((secret for secret in self.versions if secret.kid == kid), None)
+
+
+NO_SECRETS = Secrets((Secret("none", b""),))
+
+
+@dataclass(frozen=True)
+class Argon2:
+    """Argon2id cost: memory in KiB, passes, lanes (RFC 9106)."""
+
+    memory_kib: int = 19456
+    passes: int = 2
+    lanes: int = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one subject may do; None is `off`."""
+
+    failures_per_account: int | None = 5
+    failures_per_ip: int | None = 60
+    registrations_per_ip: int | None = 20
+    mails_per_ip: int | None = 30
+    mails_per_account: int | None = 5
+    connections_per_ip: int | None = 1000
+    messages_per_second: int | None = 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One deployment's settings, checked. Field names carry their units."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    redis_url: str | None = field(default=None, repr=False)
+    data_dir: Path = Path("var")
+    mail_url: str = field(default="file:outbox", repr=False)
+    public_url: str = "http://127.0.0.1:8000"
+    allowed_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
+    email_confirmation: bool = True
+    argon2: Argon2 = Argon2()
+    min_password: int = 15
+    audience: str = "finthenticate"
+    limits: Limits = Limits()
+    durability_strict: bool = True
+    max_queue: int = 2000
+    hash_threads: int = 2
+    edge_secret: Secrets = NO_SECRETS
+    worker_secret: Secrets = NO_SECRETS
+    pepper: Secrets = NO_SECRETS
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], roles: tuple[str, ...] = ROLES, *, cores: int = 2) -> Settings:
+        """Read every FIN_ name that `roles` need; raise SettingsFault with all that is wrong."""
+        reader = _Reader(environ)
+        settings = _read(reader, roles, cores)
+        if reader.faults:
+            raise SettingsFault(reader.faults)
+        return settings
+
+
+def dotenv(path: Path) -> dict[str, str]:
+    """The names of a `.env` file: NAME=value lines, `#` comments, optional quotes. A missing file has none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise Fault(f"{path} cannot be read: {error}.") from None
+    names = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.removeprefix("export ").partition("=")
+        if not equals:
+            raise Fault(f"{path} line {number} is not NAME=value.")
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        names[name.strip()] = value
+    return names
+
+
+# Read by name below; a FIN_ name that is not here is a typing error, said as a warning.
+KNOWN = frozenset(
+    """FIN_HOST FIN_PORT FIN_REDIS_URL FIN_BROKER_URL FIN_DATA_DIR FIN_MAIL_URL FIN_PUBLIC_URL FIN_ALLOWED_ORIGINS
+    FIN_TRUSTED_PROXIES FIN_EMAIL_CONFIRMATION FIN_DEVICE_VERIFICATION FIN_ARGON2 FIN_MIN_PASSWORD FIN_AUDIENCE
+    FIN_FAILURES_PER_ACCOUNT FIN_FAILURES_PER_IP FIN_REGISTRATIONS_PER_IP FIN_MAILS_PER_IP FIN_MAILS_PER_ACCOUNT
+    FIN_CONNECTIONS_PER_IP FIN_MESSAGES_PER_SECOND FIN_OPS_PORT FIN_DURABILITY FIN_MAX_QUEUE FIN_HASH_THREADS
+    FIN_EDGE_SECRET FIN_WORKER_SECRET FIN_PEPPER""".split()
+)
+
+
+def _read(env: _Reader, roles: tuple[str, ...], cores: int) -> Settings:
+    host = env.text("FIN_HOST", "127.0.0.1")
+    port = env.integer("FIN_PORT", 8000, 1, 65535)
+    url_host = f"[{host}]" if ":" in host else host
+    redis_url = env.url("FIN_REDIS_URL", ("redis", "rediss", "unix"))
+    broker_url = env.url("FIN_BROKER_URL", ("redis", "rediss", "unix"))
+    if broker_url and broker_url != redis_url:
+        env.fault("FIN_BROKER_URL", "must be the same as FIN_REDIS_URL; another broker is not supported yet")
+    mail_url = env.text("FIN_MAIL_URL", "file:outbox")
+    if not mail_url.startswith("file:") or mail_url == "file:":
+        env.fault("FIN_MAIL_URL", "must be file:DIR; other ways of sending are not supported yet")
+    argon2, weak = env.argon2("FIN_ARGON2")
+    off_or = env.limit
+    return Settings(
+        host=host,
+        port=port,
+        redis_url=redis_url,
+        data_dir=Path(env.text("FIN_DATA_DIR", "./var")),
+        mail_url=mail_url,
+        public_url=(env.url("FIN_PUBLIC_URL", ("http", "https")) or f"http://{url_host}:{port}").rstrip("/"),
+        allowed_origins=tuple(env.origins("FIN_ALLOWED_ORIGINS")),
+        trusted_proxies=tuple(env.networks("FIN_TRUSTED_PROXIES")),
+        email_confirmation=env.choice("FIN_EMAIL_CONFIRMATION", ("required", "off")) == "required",
+        argon2=argon2,
+        min_password=env.integer("FIN_MIN_PASSWORD", 15, 1, 256),
+        audience=env.text("FIN_AUDIENCE", "finthenticate"),
+        limits=Limits(
+            failures_per_account=off_or("FIN_FAILURES_PER_ACCOUNT", 5),
+            failures_per_ip=off_or("FIN_FAILURES_PER_IP", 60),
+            registrations_per_ip=off_or("FIN_REGISTRATIONS_PER_IP", 20),
+            mails_per_ip=off_or("FIN_MAILS_PER_IP", 30),
+            mails_per_account=off_or("FIN_MAILS_PER_ACCOUNT", 5),
+            connections_per_ip=off_or("FIN_CONNECTIONS_PER_IP", 1000),
+            messages_per_second=off_or("FIN_MESSAGES_PER_SECOND", 20),
+        ),
+        durability_strict=env.choice("FIN_DURABILITY", ("strict", "relaxed")) == "strict",
+        max_queue=env.integer("FIN_MAX_QUEUE", 2000, 1, 1_000_000),
+        hash_threads=env.integer("FIN_HASH_THREADS", cores, 1, 256),
+        edge_secret=env.secrets("FIN_EDGE_SECRET"),
+        worker_secret=env.secrets("FIN_WORKER_SECRET") if "worker" in roles else NO_SECRETS,
+        pepper=env.secrets("FIN_PEPPER") if "worker" in roles else NO_SECRETS,
+        warnings=(*weak, *env.unknown()),
+    )
+
+
+class _Reader:
+    """Typed reads that note a fault and go on with a stand-in."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = {name: value for name, value in environ.items() if name.startswith("FIN_") and value.strip()}
+        self.faults: list[str] = []
+
+    def fault(self, name: str, problem: str) -> None:
+        self.faults.append(f"{name} {problem}.")
+
+    def unknown(self) -> list[str]:
+        return [f"{name} is not a setting; is it misspelt?" for name in sorted(self.environ) if name not in KNOWN]
+
+    def text(self, name: str, default: str) -> str:
+        return self.environ.get(name, default).strip()
+
+    def integer(self, name: str, default: int, least: int, most: int) -> int:
+        raw = self.text(name, str(default))
+        if not re.fullmatch(r"[0-9]{1,9}", raw) or not least <= int(raw) <= most:
+            self.fault(name, f"must be a whole number from {least} to {most}, not {raw!r}")
+            return default
+        return int(raw)
+
+    def limit(self, name: str, default: int) -> int | None:
+        if self.text(name, "") == "off":
+            return None
+        raw = self.text(name, str(default))
+        if not re.fullmatch(r"[0-9]{1,9}", raw) or int(raw) < 1:
+            self.fault(name, f"must be a whole number of at least 1, or off, not {raw!r}")
+            return default
+        return int(raw)
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+        raw = self.text(name, choices[0])
+        if raw not in choices:
+            self.fault(name, f"must be {' or '.join(choices)}, not {raw!r}")
+            return choices[0]
+        return raw
+
+    def url(self, name: str, schemes: tuple[str, ...]) -> str | None:
+        raw = self.environ.get(name, "").strip()
+        if not raw:
+            return None
+        try:
+            parts = urlsplit(raw)
+            _ = parts.port
+        except ValueError:
+            parts = urlsplit("")
+        if parts.scheme not in schemes or not (parts.netloc or parts.scheme == "unix"):
+            # a connection URL may carry a password: say what is expected, not what was found
+            self.fault(name, f"must be a URL that starts with {' or '.join(s + '://' for s in schemes)}")
+            return None
+        return raw
+
+    def origins(self, name: str) -> Iterator[str]:
+        yield from self._each(name, _origin, "must be origins such as https://app.example, separated by commas")
+
+    def networks(self, name: str) -> Iterator[Network]:
+        problem = "must be networks such as 10.0.0.0/8, separated by commas"
+        yield from self._each(name, ipaddress.ip_network, problem)
+
+    def _each(self, name: str, parse: Callable[[str], T], problem: str) -> Iterator[T]:
+        for raw in filter(None, (part.strip() for part in self.text(name, "").split(","))):
+            try:
+                yield parse(raw)
+            except ValueError:
+                self.fault(name, f"{problem}, not {raw!r}")
+
+    def argon2(self, name: str) -> tuple[Argon2, list[str]]:
+        raw = self.text(name, "m=19456,t=2,p=1")
+        match = re.fullmatch(r"m=(\d{1,8}),t=(\d{1,3}),p=(\d{1,3})", raw)
+        cost = tuple(map(int, match.groups())) if match else (0, 0, 0)
+        memory_kib, passes, lanes = cost
+        if not match or min(cost) < 1 or memory_kib < 8 * lanes or any(c > m for c, m in zip(cost, ARGON2_CEILING)):
+            self.fault(name, f"must be like m=19456,t=2,p=1 (memory in KiB, at least 8 a lane), not {raw!r}")
+            return Argon2(), []
+        weak = memory_kib * passes < ARGON2_FLOOR[0] * ARGON2_FLOOR[1]
+        warning = f"{name} is below the floor that OWASP recommends (m=19456,t=2,p=1 or its equal)."
+        return Argon2(memory_kib, passes, lanes), [warning] if weak else []
+
+    def secrets(self, name: str) -> Secrets:
+        """`kid:base64url`, newest first, separated by commas."""
+        raw = self.environ.get(name, "").strip()
+        if not raw:
+            self.fault(name, "is missing; ./setup.sh --install-only writes a .env with fresh secrets")
+            return NO_SECRETS
+        versions = []
+        for part in raw.split(","):
+            kid, _, encoded = part.strip().partition(":")
+            try:
+                value = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+            except (binascii.Error, ValueError):
+                value = b""
+            if not re.fullmatch(r"[a-z0-9]{4}", kid):
+                self.fault(name, "must be KID:SECRET, KID four of a-z and 0-9; newest first, separated by commas")
+            elif len(value) < SECRET_BYTES or len(set(value)) < SECRET_BYTES // 2:
+                self.fault(name, f"version {kid} is too weak: {SECRET_BYTES} random bytes in base64url are needed")
+            versions.append(Secret(kid, value))
+        if len({secret.kid for secret in versions}) < len(versions):
+            self.fault(name, "has two versions with the same key id")
+        return Secrets(tuple(versions))
+
+
+def _origin(raw: str) -> str:
+    parts = urlsplit(raw)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query or parts.fragment:
+        raise ValueError(raw)
+    return f"{parts.scheme}://{parts.netloc.lower()}"

@@ -1,0 +1,336 @@
+"""The worker: take, check, decide, settle; as many processes as you like in one consumer group.
+
+Each request is one task; whatever is ready at a moment travels in one pipeline, since the broker and the store
+coalesce. Deciding that hashes runs in threads: Argon2 releases the GIL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from app import entries, handlers, rules
+from app.handlers.common import Context, error
+from app.keys import SealKeys
+from app.messages import Code, Kind, Lane, Request
+from app.passwords import Hasher, PasswordCheck
+from app.ports import Delivery, SealedMail, Settlement, State, Store, Unavailable, WorkerBroker
+from app.records import Facts, Mail, Needs, Origin, Outcome
+from app.sealing import Envelope, Opener, Unreadable
+from app.settings import Settings
+from app.tokens import Mint, new_id
+
+log = logging.getLogger("finthenticate")
+T = TypeVar("T")
+
+FAST_CREDIT = 128
+HASH_AHEAD_MS = 100  # work in hand keeps the threads busy this long: no thread waits for a round trip, none hoards
+MOST_PARKED = 256
+PARK_MS = 50
+ROUNDS = 3
+MOST_DELIVERIES = 3  # what has been taken twice and came back killed its worker: it is not tried a third time
+BEAT_SECONDS = 1.0
+REAP_SECONDS = 1.0
+BACK_OFF_SECONDS = 0.5
+HASH_NICENESS = 10  # hashing gives way to the loops of gateway, worker and Redis on the same cores
+DRAIN_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """A request in hand, opened."""
+
+    delivery: Delivery
+    rid: str
+    envelope: Envelope
+    kind: Kind
+    request: Request
+    origin: Origin
+    deadline: int
+
+
+class LaneHold:
+    """How much of one lane this worker has in hand, and how fast it works it off."""
+
+    def __init__(self, lane: Lane, slots: int) -> None:
+        self.lane, self.slots = lane, slots
+        self.held = 0
+        self.room = asyncio.Event()
+        self._hash_ms = 30.0  # until measured
+        self._rate = 500.0  # FAST, until measured
+        self._ended, self._busy_seconds, self._busy_since = 0, 0.0, 0.0
+
+    @property
+    def credit(self) -> int:
+        if self.lane is Lane.FAST:
+            return FAST_CREDIT
+        return self.slots * (2 + int(HASH_AHEAD_MS / max(self._hash_ms, 1.0)))
+
+    def hashed(self, ms: float) -> None:
+        self._hash_ms += (ms - self._hash_ms) * 0.1
+
+    def take(self) -> None:
+        if self.held == 0:
+            self._busy_since = time.monotonic()
+        self.held += 1
+
+    def release(self) -> None:
+        self.held -= 1
+        self._ended += 1
+        if self.held == 0:
+            self._busy_seconds += time.monotonic() - self._busy_since
+        self.room.set()
+
+    def rate(self) -> float:
+        """Requests a second, as measured: threads over the time of a hash, or what was ended while busy."""
+        if self.lane is Lane.HASH:
+            return self.slots * 1000 / max(self._hash_ms, 0.1)
+        busy = self._busy_seconds + (time.monotonic() - self._busy_since if self.held else 0.0)
+        if self._ended >= FAST_CREDIT:
+            self._rate = self._ended / max(busy, 0.001)
+            self._ended, self._busy_seconds, self._busy_since = 0, 0.0, time.monotonic()
+        return self._rate
+
+
+class Worker:
+    """One worker process. `run` returns when `stop` was called and everything in hand is settled or given back."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        broker: WorkerBroker,
+        store: Store,
+        *,
+        opener: Opener,
+        mint: Mint,
+        hasher: Hasher,
+        mail_keys: SealKeys,
+    ) -> None:
+        self._settings, self._broker, self._store = settings, broker, store
+        self._opener, self._mint, self._hasher = opener, mint, hasher
+        self._mail = Envelope.to(*mail_keys.current, settings.edge_secret.current, "mail")
+        threads = settings.hash_threads
+        self._holds = {Lane.FAST: LaneHold(Lane.FAST, FAST_CREDIT), Lane.HASH: LaneHold(Lane.HASH, threads)}
+        self._threads = ThreadPoolExecutor(threads, "hash", _give_way)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._parked = 0
+        self._stopping = asyncio.Event()
+        self._clock_offset = 0.0
+        self._outage: float | None = None
+
+    def stop(self) -> None:
+        self._stopping.set()
+        for hold in self._holds.values():
+            hold.room.set()
+
+    async def run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for lane in self._holds:
+                    group.create_task(self._steady(lambda lane=lane: self._take(lane)))  # type: ignore[misc]
+                group.create_task(self._steady(self._reap))
+                group.create_task(self._steady(self._beat))
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=DRAIN_SECONDS)
+            await self._farewell()
+        finally:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            await self._broker.close()
+
+    # --- loops -----------------------------------------------------------------------------------------------
+
+    async def _steady(self, turn: Callable[[], Any]) -> None:
+        """Repeat a turn until told to stop; an outage is said once when it begins and once when it ends."""
+        while not self._stopping.is_set():
+            try:
+                await turn()
+            except Unavailable as error:
+                if self._outage is None:
+                    self._outage = time.monotonic()
+                    log.warning("the store is away", extra={"fields": {"reason": str(error)}})
+                await self._pause(BACK_OFF_SECONDS)
+
+    async def _take(self, lane: Lane) -> None:
+        hold = self._holds[lane]
+        if hold.held >= hold.credit:
+            hold.room.clear()
+            await hold.room.wait()
+            return
+        for delivery in await self._broker.take(lane, hold.credit - hold.held):
+            self._start(delivery, hold)
+
+    async def _reap(self) -> None:
+        for delivery in await self._broker.reap():
+            log.warning("taken over", extra={"fields": _words(delivery)})
+            self._start(delivery, self._holds[delivery.lane])
+        await self._pause(REAP_SECONDS)
+
+    async def _beat(self) -> None:
+        capacity = {lane: (hold.slots, hold.rate()) for lane, hold in self._holds.items()}
+        now = await self._broker.beat(capacity)
+        self._clock_offset = now - time.monotonic() * 1000
+        if self._outage is not None:
+            seconds, self._outage = round(time.monotonic() - self._outage, 1), None
+            log.info("the store is back", extra={"fields": {"seconds": seconds}})
+        await self._pause(BEAT_SECONDS)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            return
+
+    async def _farewell(self) -> None:
+        try:
+            await self._broker.beat({})
+        except Unavailable:
+            return  # it will count as dead a few seconds later
+
+    # --- one request --------------------------------------------------------------------------------------------
+
+    def _start(self, delivery: Delivery, hold: LaneHold) -> None:
+        hold.take()
+        task = asyncio.create_task(self._serve(delivery, hold))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, delivery: Delivery, hold: LaneHold) -> None:
+        """Never raises: one request's fault is its own. What the store did not hear of comes again by `reap`."""
+        waits = False
+        try:
+            waits = await self._process(delivery, hold)
+        except Unavailable as error:
+            log.warning("not settled", extra={"fields": {**_words(delivery), "reason": str(error)}})
+        except Exception:
+            log.exception("failed", extra={"fields": _words(delivery)})
+            await self._bury(delivery, "the worker failed")
+        finally:
+            hold.release()
+        if waits:
+            await self._park(delivery)
+
+    async def _process(self, delivery: Delivery, hold: LaneHold) -> bool:
+        """True when the request has to wait for others of its account."""
+        if delivery.deliveries >= MOST_DELIVERIES:
+            await self._bury(delivery, f"delivered {delivery.deliveries} times")
+            return False
+        if (work := await self._open(delivery)) is None:
+            return False
+        passwords = PasswordCheck(self._hasher, getattr(work.request, "password", ""))
+        ctx = Context(self._settings, self._mint, passwords, work.origin)
+        needs = handlers.HANDLERS[work.kind.event].needs(work.request, ctx)
+        for _ in range(ROUNDS):
+            facts = await self._store.check(work.rid, work.deadline, needs)
+            if isinstance(facts, str):
+                if facts == State.WAIT:
+                    return True
+                await self._drop(work, needs)
+                return False
+            outcome = await self._decide(work, facts, ctx, hold)
+            if outcome is None:
+                await self._drop(work, needs)
+                return False
+            if await self._settle(work, needs, outcome) != "conflict":
+                return False
+        await self._settle(work, needs, error(Code.UNAVAILABLE, retry_after_ms=PARK_MS))
+        return False
+
+    async def _open(self, delivery: Delivery) -> Work | None:
+        entry = delivery.entry
+        if entry is None:
+            await self._bury(delivery, "not an entry")
+            return None
+        try:
+            envelope, kind, request, origin = entries.open_request(self._opener, entry)
+        except Unreadable as unreadable:
+            await self._bury(delivery, str(unreadable))
+            return None
+        return Work(delivery, entry.rid, envelope, kind, request, origin, entry.deadline)
+
+    async def _decide(self, work: Work, facts: Facts, ctx: Context, hold: LaneHold) -> Outcome | None:
+        """None when the deadline passed while it waited for a thread: expired work is never hashed."""
+        if hold.lane is Lane.FAST:
+            return handlers.decide(work.kind, work.request, facts, ctx)
+
+        def hashing() -> tuple[Outcome | None, float]:
+            started = time.perf_counter()
+            if time.monotonic() * 1000 + self._clock_offset >= work.deadline:
+                return None, 0.0
+            outcome = handlers.decide(work.kind, work.request, facts, ctx)
+            return outcome, (time.perf_counter() - started) * 1000
+
+        outcome, ms = await self._in_thread(hashing)
+        if ms > 1.0:  # a refusal without hashing says nothing about the cost of one
+            hold.hashed(ms)
+        return outcome
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    async def _settle(self, work: Work, needs: Needs, outcome: Outcome) -> str:
+        edge, limits = self._settings.edge_secret, self._settings.limits
+        origin = work.origin
+        audit = {"event": outcome.event, "code": outcome.code, "request": work.rid, "user": outcome.subject}
+        settlement = Settlement(
+            outcome=outcome,
+            limits=needs.limits,
+            reply=entries.pack_reply(work.envelope, work.rid, outcome),
+            notices=tuple((notice, entries.sign_notice(edge, notice)) for notice in outcome.notices),
+            mails=tuple(
+                (mail, self._seal_mail(mail), rules.mail_limits(limits, mail.to, origin.network))
+                for mail in outcome.mails
+            ),
+            presence=(origin.node, origin.connection),
+            previous=origin.identity,
+            audit={**audit, "ip": origin.ip},
+        )
+        return await self._broker.settle(work.delivery, settlement)
+
+    def _seal_mail(self, mail: Mail) -> SealedMail:
+        return entries.pack_mail(self._mail, new_id(self._mint.kid), mail)
+
+    async def _drop(self, work: Work, needs: Needs) -> None:
+        """Ended without an evaluation: every place comes back; the gateway's own timer has answered or will."""
+        await self._broker.drop(work.delivery, needs.limits)
+
+    async def _bury(self, delivery: Delivery, reason: str) -> None:
+        log.error("dead letter", extra={"fields": {**_words(delivery), "reason": reason}})
+        entry = delivery.entry
+        failure = None
+        if entry is not None:
+            failure = (entry.node, entries.sign_failure(self._settings.edge_secret, entry.rid, Code.INTERNAL))
+        try:
+            await self._broker.bury(delivery, reason, failure)
+        except Unavailable as unavailable:
+            log.warning("not buried", extra={"fields": {**_words(delivery), "reason": str(unavailable)}})
+
+    async def _park(self, delivery: Delivery) -> None:
+        """Back to the lane's tail after a short pause, which holds no credit."""
+        self._parked += 1
+        try:
+            if self._parked <= MOST_PARKED:
+                await self._pause(PARK_MS / 1000)
+            await self._broker.give_back(delivery)
+        except Unavailable as unavailable:
+            log.warning("not given back", extra={"fields": {**_words(delivery), "reason": str(unavailable)}})
+        finally:
+            self._parked -= 1
+
+
+def _words(delivery: Delivery) -> dict[str, Any]:
+    entry = delivery.entry
+    return {"request": entry.rid, "event": entry.event} if entry else {"entry": delivery.token}
+
+
+def _give_way() -> None:
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HASH_NICENESS)
+    except (OSError, AttributeError):
+        return  # only Linux has priorities of threads

@@ -1,0 +1,233 @@
+"""A deployment of real processes for end-to-end tests."""
+
+from __future__ import annotations
+
+import asyncio
+import email
+import email.policy
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import msgspec
+import orjson
+
+from app.client import Answer, Client, connect
+from app.messages import EVENTS
+
+ROOT = Path(__file__).parent.parent
+OFF = {
+    f"FIN_{name}": "off"
+    for name in """FAILURES_PER_ACCOUNT FAILURES_PER_IP REGISTRATIONS_PER_IP MAILS_PER_IP MAILS_PER_ACCOUNT
+    CONNECTIONS_PER_IP MESSAGES_PER_SECOND""".split()
+}
+CHEAP = {"FIN_ARGON2": "m=64,t=1,p=1"}
+PASSWORD = "correct horse battery staple"
+START_SECONDS = 20
+
+
+def secret() -> str:
+    return f"t{secrets.randbelow(1000):03}:{secrets.token_urlsafe(32)}"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def check_frame(raw: bytes) -> dict[str, Any]:
+    """Every frame of the server has to fit the message types, field for field."""
+    frame: dict[str, Any] = orjson.loads(raw)
+    assert set(frame) <= {"event", "id", "data"}, frame
+    msgspec.convert(frame["data"], EVENTS[frame["event"]])
+    return frame
+
+
+@dataclass
+class Process:
+    role: str
+    popen: subprocess.Popen[bytes]
+    log: Path
+    port: int = 0
+
+    def end(self) -> int:
+        """SIGTERM, and the exit status."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+        try:
+            return self.popen.wait(20)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+            raise
+
+
+@dataclass
+class Deployment:
+    folder: Path
+    redis_url: str
+    environ: dict[str, str]
+    processes: list[Process] = field(default_factory=list)
+
+    @classmethod
+    @contextmanager
+    def start(
+        cls,
+        folder: Path,
+        redis_url: str,
+        *,
+        gateways: int = 1,
+        workers: int = 1,
+        mailers: int = 1,
+        settings: Mapping[str, str] | None = None,
+    ) -> Iterator[Deployment]:
+        """Running and ready; ended at the end, and every process has to end well."""
+        environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("FIN_")},
+            "FIN_REDIS_URL": redis_url,
+            "FIN_DATA_DIR": str(folder / "data"),
+            "FIN_PUBLIC_URL": "http://login.test",
+            "FIN_EDGE_SECRET": secret(),
+            "FIN_WORKER_SECRET": secret(),
+            "FIN_PEPPER": secret(),
+            **CHEAP,
+            **OFF,
+            **(settings or {}),
+        }
+        deployment = cls(folder, redis_url, environ)
+        try:
+            for role, count in (("worker", workers), ("mailer", mailers), ("gateway", gateways)):
+                for _ in range(count):
+                    deployment.add(role)
+            if workers:
+                for gateway in deployment.of("gateway"):
+                    deployment.wait_ready(gateway)
+            yield deployment
+        finally:
+            statuses = {process.log.name: process.end() for process in deployment.processes}
+        assert not any(statuses.values()), statuses
+
+    def add(self, role: str) -> Process:
+        port = free_port() if role == "gateway" else 0
+        environ = {**self.environ, "FIN_PORT": str(port)} if port else self.environ
+        log = self.folder / f"{role}-{len(self.processes)}.out"
+        with log.open("wb") as output:
+            popen = subprocess.Popen(
+                [sys.executable, "-m", "app", role],
+                cwd=ROOT,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        process = Process(role, popen, log, port)
+        self.processes.append(process)
+        return process
+
+    def kill(self, process: Process) -> None:
+        """SIGKILL; it is no longer expected to end well."""
+        process.popen.kill()
+        process.popen.wait()
+        self.processes.remove(process)
+
+    def of(self, role: str) -> list[Process]:
+        return [process for process in self.processes if process.role == role]
+
+    def wait_ready(self, gateway: Process) -> None:
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            try:
+                with urlopen(f"http://127.0.0.1:{gateway.port}/readyz", timeout=2):
+                    return
+            except (URLError, OSError):
+                assert gateway.popen.poll() is None, gateway.log.read_text()
+                time.sleep(0.02)
+        raise AssertionError("\n".join(process.log.read_text() for process in self.processes))
+
+    # --- clients -----------------------------------------------------------------------------------------------
+
+    def url(self, gateway: int = 0, scheme: str = "ws", path: str = "/ws") -> str:
+        gateways = self.of("gateway")
+        return f"{scheme}://127.0.0.1:{gateways[gateway % len(gateways)].port}{path}"
+
+    def client(self, gateway: int = 0, **options: Any) -> AbstractAsyncContextManager[Client]:
+        """A client whose every frame is held against the message types."""
+
+        def watch(way: str, frame: bytes) -> None:
+            if way == "←":
+                check_frame(frame)
+
+        return connect(self.url(gateway), watch=watch, **options)
+
+    @asynccontextmanager
+    async def account(self, gateway: int = 0) -> AsyncIterator[tuple[Client, Account]]:
+        """A connection, and an account that was registered and confirmed over it."""
+        async with self.client(gateway) as client:
+            yield client, await self.sign_up(client)
+
+    async def sign_up(self, client: Client, address: str | None = None, password: str = PASSWORD) -> Account:
+        address = address or new_address()
+        accepted = await client.ask("register", email=address, password=password)
+        assert accepted.event == "register_accepted", accepted.data
+        code = await self.mailed_code(address)
+        confirmed = await client.ask("confirm_email", challenge=accepted.data["challenge"], code=code)
+        assert confirmed.event == "email_confirmed", confirmed.data
+        return Account(address, password, confirmed.data["deviceToken"])
+
+    # --- mails -----------------------------------------------------------------------------------------------------
+
+    def mails(self, address: str) -> list[str]:
+        """The plain texts mailed to an address, oldest first."""
+        found = []
+        for path in (self.folder / "data/outbox").glob("*.eml"):
+            message = email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
+            if message["To"] == address and (body := message.get_body(("plain",))):
+                found.append((path.stat().st_mtime_ns, body.get_content()))
+        return [text for _, text in sorted(found)]
+
+    async def mailed_code(self, address: str, count: int = 1) -> str:
+        """The code of the `count`-th mail with one to an address, when it is there."""
+        return (await self.mailed_codes(address, count))[count - 1]
+
+    async def mailed_codes(self, address: str, count: int) -> list[str]:
+        async def look() -> list[str]:
+            while True:
+                codes = [found[0] for text in self.mails(address) if (found := re.search(r"\b\d{6,8}\b", text))]
+                if len(codes) >= count:
+                    return codes
+                await asyncio.sleep(0.02)
+
+        return await asyncio.wait_for(look(), 10)
+
+
+@dataclass(frozen=True)
+class Account:
+    email: str
+    password: str
+    device_token: str
+
+    async def login(self, client: Client, **more: Any) -> Answer:
+        answer = await client.ask("login", email=self.email, password=self.password, **more)
+        assert answer.event == "login_success", answer.data
+        return answer
+
+
+def new_address() -> str:
+    return f"{secrets.token_hex(6)}@example.com"
+
+
+def event_of(answer: Answer) -> tuple[str, str | None]:
+    return answer.event, answer.code
