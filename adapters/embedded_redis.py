@@ -120,6 +120,11 @@ class EmbeddedRedis:
         """Known once `start` has returned."""
         return self._url
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None  # it has been started
+        return self._process.pid
+
     async def start(self) -> None:
         """Return when it serves, its data loaded. What a killed supervisor left behind is shut down first."""
         server = find_server()

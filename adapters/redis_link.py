@@ -105,33 +105,49 @@ class Link:
 
 
 class Batch:
-    """Scripts asked for at the same moment travel in one pipeline; the next gathers while it is under way."""
+    """Scripts asked for at the same moment travel in one pipeline; the next gathers while it is under way.
+
+    `patience`, in seconds, is how long one may wait for company: with durable writes every trip costs the server an
+    fsync. Whoever has none takes the others along at once.
+    """
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._waiting: list[tuple[Command, Script | None, asyncio.Future[Any]]] = []
         self._sender: asyncio.Task[None] | None = None
+        self._hurry: asyncio.TimerHandle | None = None
 
-    def script(self, script: Script, keys: Sequence[str], *args: Any) -> asyncio.Future[Any]:
+    def script(self, script: Script, keys: Sequence[str], *args: Any, patience: float = 0.0) -> asyncio.Future[Any]:
         """The script's answer. Unavailable when it may or may not have run."""
-        return self._submit(("EVALSHA", script.sha, len(keys), *keys, *args), script)
+        return self._submit(("EVALSHA", script.sha, len(keys), *keys, *args), script, patience)
 
     def command(self, *command: Any) -> asyncio.Future[Any]:
-        return self._submit(command, None)
+        return self._submit(command, None, 0.0)
 
     async def close(self) -> None:
         """What is waiting is still sent."""
+        self._send_now()
         if self._sender is not None:
             await self._sender
         await self._link.close()
 
-    def _submit(self, command: Command, script: Script | None) -> asyncio.Future[Any]:
+    def _submit(self, command: Command, script: Script | None, patience: float) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((command, script, future))
         if self._sender is None:
-            self._sender = loop.create_task(self._send())
+            if patience <= 0:
+                self._send_now()
+            elif self._hurry is None:
+                self._hurry = loop.call_later(patience, self._send_now)
         return future
+
+    def _send_now(self) -> None:
+        if self._hurry is not None:
+            self._hurry.cancel()
+            self._hurry = None
+        if self._sender is None and self._waiting:
+            self._sender = asyncio.get_running_loop().create_task(self._send())
 
     async def _send(self) -> None:
         try:

@@ -90,7 +90,13 @@ class RedisStore:
         )
 
     async def settle(
-        self, rid: str, deadline: int, settlement: Settlement, reply: Sequence[Command], delivery: Sequence[Command]
+        self,
+        rid: str,
+        deadline: int,
+        settlement: Settlement,
+        reply: Sequence[Command],
+        delivery: Sequence[Command],
+        patience: float,
     ) -> str:
         """ "settled", "done", "expired" or "conflict"; `delivery` is run in every case but the last."""
         outcome = settlement.outcome
@@ -99,7 +105,6 @@ class RedisStore:
         swaps: list[Command] = []
         for write in outcome.writes:
             _translate(write, conditions, commands, swaps)
-        commands += _presence(settlement)
         commands.append(("XADD", names.EVENTS, "MAXLEN", "~", EVENTS_KEPT, "*", *_flat(settlement.audit)))
         commands += reply
         plan = {
@@ -107,7 +112,11 @@ class RedisStore:
             "conditions": conditions,
             "commands": commands,
             "swaps": swaps,
-            "notices": [(names.ONLINE + notice.user_id, text(s.body), text(s.mac)) for notice, s in settlement.notices],
+            "presence": _presence(settlement),
+            "notices": [
+                (names.ONLINE + notice.user_id, " ".join(notice.spare), text(s.body), text(s.mac))
+                for notice, s in settlement.notices
+            ],
             "mails": [
                 (
                     [(names.limit(lim.name, lim.subject), lim.most, lim.window_ms) for lim in limits],
@@ -116,14 +125,14 @@ class RedisStore:
                 for _, sealed, limits in settlement.mails
             ],
         }
-        return await self._settle(rid, plan)
+        return await self._settle(rid, plan, patience)
 
     async def drop(self, rid: str, limits: Sequence[Limit], delivery: Sequence[Command]) -> None:
         """Nothing happened: every reserved place comes back."""
-        await self._settle(rid, _plan(rid, 0, limits, Verdict.UNJUDGED, delivery))
+        await self._settle(rid, _plan(rid, 0, limits, Verdict.UNJUDGED, delivery), 0.0)
 
-    async def _settle(self, rid: str, plan: dict[str, Any]) -> str:
-        state, _ = await self._batch.script(SETTLE, [names.done(rid)], pack(plan))
+    async def _settle(self, rid: str, plan: dict[str, Any], patience: float) -> str:
+        state, _ = await self._batch.script(SETTLE, [names.done(rid)], pack(plan), patience=patience)
         return str(state, "ascii")
 
 
@@ -150,6 +159,7 @@ def _plan(
         "swaps": [],
         "commands": [],
         "mails": [],
+        "presence": [],
         "delivery": delivery,
         "nodes": names.NODES,
         "replies": names.REPLIES,
@@ -204,8 +214,9 @@ def _translate(write: Write, conditions: list[Command], commands: list[Command],
             _while_it_lives(session, conditions)
             _see(session, now, commands)
         case EndSession(session, reason):
+            # ended twice at once is ended; but a record that has gone must not come back
             key = names.SESSIONS + session.id
-            _while_it_lives(session, conditions)
+            conditions.append((session.user_id, "HGET", key, "user"))
             commands.append(("HSET", key, "ended", reason))
             commands.append(("ZREM", names.USERS + session.user_id + names.SESSIONS_OF, session.id))
         case UpgradePassword(user_id, old, new):

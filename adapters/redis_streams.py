@@ -57,12 +57,12 @@ class RedisGateway:
         self._last = "0"
         self._closed = False
 
-    async def admit(self, entry: Entry) -> Admitted | Full | Expired:
+    async def admit(self, entry: Entry, patience: float) -> Admitted | Full | Expired:
         fields = ("r", entry.rid, "n", entry.node, "e", entry.event, "d", entry.deadline)
         boxes = ("w", entry.wrapped, "x", entry.box)
         keys = [names.lane(entry.lane), names.lane_count(entry.lane), names.CAPACITY]
         args = (entry.lane, self._max_queue, entry.deadline, *fields, *boxes)
-        match await self._batch.script(ADMIT, keys, *args):
+        match await self._batch.script(ADMIT, keys, *args, patience=patience):
             case [b"admitted", place, position, eta]:
                 return Admitted(place, position, None if eta < 0 else eta)
             case [b"full", _, wait]:
@@ -144,13 +144,13 @@ class RedisWorker:
         entries = await _read_group(self._links[lane], names.lane(lane), names.GROUP, self._consumer, most)
         return [_delivery(lane, id, fields) for id, fields in entries]
 
-    async def settle(self, delivery: Delivery, settlement: Settlement) -> str:
+    async def settle(self, delivery: Delivery, settlement: Settlement, patience: float) -> str:
         entry = delivery.entry
         assert entry is not None  # what could not be read is buried, not settled
         stream = names.REPLIES + entry.node
         reply = ("k", "reply", "r", settlement.reply.rid, "x", text(settlement.reply.box))
         return await self._store.settle(
-            entry.rid, entry.deadline, settlement, _to_node(stream, reply), _acknowledge(delivery)
+            entry.rid, entry.deadline, settlement, _to_node(stream, reply), _acknowledge(delivery), patience
         )
 
     async def drop(self, delivery: Delivery, limits: tuple[Limit, ...]) -> None:

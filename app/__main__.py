@@ -106,9 +106,11 @@ async def _worker(settings: Settings) -> int:
     batch = Batch(Link(url, "worker"))
     store = RedisStore(batch)
     links = {lane: Link(url, f"take-{lane}") for lane in Lane}
+    name = _consumer()
     worker = Worker(
         settings,
-        RedisWorker(batch, store, links, _consumer()),
+        name,
+        RedisWorker(batch, store, links, name),
         store,
         opener=Opener(seal_keys.private, settings.edge_secret, "request"),
         mint=Mint(settings.worker_secret, token_keys, settings.public_url, settings.audience),
@@ -116,7 +118,7 @@ async def _worker(settings: Settings) -> int:
         mail_keys=keys.seal_keys(Ring.MAIL, private=False),
     )
     _on_signals(worker.stop)
-    log.info("working", extra={"fields": {"hash_threads": settings.hash_threads}})
+    log.info("working", extra={"fields": {"name": name, "hash_threads": settings.hash_threads}})
     return await _run(settings, url, worker.run())
 
 

@@ -1,8 +1,8 @@
 """A client for Python programs: one WebSocket, any number of requests at once.
 
-    async with connect("ws://127.0.0.1:8000/ws") as client:
-        answer = await client.ask("login", email="…", password="…")
-        answer.event, answer.data
+async with connect("ws://127.0.0.1:8000/ws") as client:
+    answer = await client.ask("login", email="…", password="…")
+    answer.event, answer.data
 """
 
 from __future__ import annotations

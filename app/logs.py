@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import sys
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO, Any
+
+import orjson
 
 from app.settings import Fault
 
@@ -39,7 +40,7 @@ class JsonLines(logging.Formatter):
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = record.exc_info[0].__name__
             line["trace"] = _trace(record)
-        return json.dumps(line, default=str)
+        return orjson.dumps(line, default=str).decode()
 
 
 def configure(role: str, data_dir: Path) -> None:

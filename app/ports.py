@@ -120,8 +120,8 @@ class State:
 class GatewayBroker(Protocol):
     """The gateway's side of the broker."""
 
-    async def admit(self, entry: Entry) -> Admitted | Full | Expired:
-        """Queue a request or refuse it at once; never wait for room.
+    async def admit(self, entry: Entry, patience: float) -> Admitted | Full | Expired:
+        """Queue a request or refuse it at once; never wait for room. It may wait `patience` seconds for company.
 
         Admitted means durable: it survives the death of any process, and of the broker. Unavailable means that it may
         be queued all the same; the caller tells its client `unavailable` and drops a reply that comes.
@@ -162,8 +162,10 @@ class WorkerBroker(Protocol):
         """
         ...
 
-    async def settle(self, delivery: Delivery, settlement: Settlement) -> str:
+    async def settle(self, delivery: Delivery, settlement: Settlement, patience: float) -> str:
         """State, reply and acknowledgement: together where the broker is the store, else in that order.
+
+        It may wait `patience` seconds for others, to travel with them.
 
         "settled" | "done" (somebody else had) | "expired" | "conflict" (the facts changed: decide again, nothing was
         done). After Unavailable the delivery comes again.

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 FAST_CREDIT = 128
 HASH_AHEAD_MS = 100  # work in hand keeps the threads busy this long: no thread waits for a round trip, none hoards
+SETTLE_PATIENCE_SECONDS = 0.03
 MOST_PARKED = 256
 PARK_MS = 50
 ROUNDS = 3
@@ -73,6 +74,11 @@ class LaneHold:
             return FAST_CREDIT
         return self.slots * (2 + int(HASH_AHEAD_MS / max(self._hash_ms, 1.0)))
 
+    @property
+    def patience(self) -> float:
+        """How long an outcome may wait for others: not at all at rest, a little while there is a backlog."""
+        return SETTLE_PATIENCE_SECONDS if self.lane is Lane.HASH and self.held > 2 * self.slots else 0.0
+
     def hashed(self, ms: float) -> None:
         self._hash_ms += (ms - self._hash_ms) * 0.1
 
@@ -99,12 +105,27 @@ class LaneHold:
         return self._rate
 
 
+class Turn:
+    """A request's place in its lane's credit: until it is decided, or ended otherwise."""
+
+    def __init__(self, hold: LaneHold) -> None:
+        self.hold = hold
+        self._over = False
+        hold.take()
+
+    def end(self) -> None:
+        if not self._over:
+            self._over = True
+            self.hold.release()
+
+
 class Worker:
     """One worker process. `run` returns when `stop` was called and everything in hand is settled or given back."""
 
     def __init__(
         self,
         settings: Settings,
+        name: str,
         broker: WorkerBroker,
         store: Store,
         *,
@@ -113,7 +134,7 @@ class Worker:
         hasher: Hasher,
         mail_keys: SealKeys,
     ) -> None:
-        self._settings, self._broker, self._store = settings, broker, store
+        self._settings, self._name, self._broker, self._store = settings, name, broker, store
         self._opener, self._mint, self._hasher = opener, mint, hasher
         self._mail = Envelope.to(*mail_keys.current, settings.edge_secret.current, "mail")
         threads = settings.hash_threads
@@ -159,7 +180,9 @@ class Worker:
 
     async def _take(self, lane: Lane) -> None:
         hold = self._holds[lane]
-        if hold.held >= hold.credit:
+        if (
+            hold.held > hold.credit // 2
+        ):  # by half its credit at a time, not one by one: a trip costs more than a request
             hold.room.clear()
             await hold.room.wait()
             return
@@ -196,27 +219,26 @@ class Worker:
     # --- one request --------------------------------------------------------------------------------------------
 
     def _start(self, delivery: Delivery, hold: LaneHold) -> None:
-        hold.take()
-        task = asyncio.create_task(self._serve(delivery, hold))
+        task = asyncio.create_task(self._serve(delivery, Turn(hold)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, delivery: Delivery, hold: LaneHold) -> None:
+    async def _serve(self, delivery: Delivery, turn: Turn) -> None:
         """Never raises: one request's fault is its own. What the store did not hear of comes again by `reap`."""
         waits = False
         try:
-            waits = await self._process(delivery, hold)
+            waits = await self._process(delivery, turn)
         except Unavailable as error:
             log.warning("not settled", extra={"fields": {**_words(delivery), "reason": str(error)}})
         except Exception:
             log.exception("failed", extra={"fields": _words(delivery)})
             await self._bury(delivery, "the worker failed")
         finally:
-            hold.release()
+            turn.end()
         if waits:
             await self._park(delivery)
 
-    async def _process(self, delivery: Delivery, hold: LaneHold) -> bool:
+    async def _process(self, delivery: Delivery, turn: Turn) -> bool:
         """True when the request has to wait for others of its account."""
         if delivery.deliveries >= MOST_DELIVERIES:
             await self._bury(delivery, f"delivered {delivery.deliveries} times")
@@ -233,7 +255,8 @@ class Worker:
                     return True
                 await self._drop(work, needs)
                 return False
-            outcome = await self._decide(work, facts, ctx, hold)
+            outcome = await self._decide(work, facts, ctx, turn.hold)
+            turn.end()
             if outcome is None:
                 await self._drop(work, needs)
                 return False
@@ -278,6 +301,7 @@ class Worker:
         edge, limits = self._settings.edge_secret, self._settings.limits
         origin = work.origin
         audit = {"event": outcome.event, "code": outcome.code, "request": work.rid, "user": outcome.subject}
+        audit |= {"ip": origin.ip, "worker": self._name}
         settlement = Settlement(
             outcome=outcome,
             limits=needs.limits,
@@ -289,9 +313,9 @@ class Worker:
             ),
             presence=(origin.node, origin.connection),
             previous=origin.identity,
-            audit={**audit, "ip": origin.ip},
+            audit=audit,
         )
-        return await self._broker.settle(work.delivery, settlement)
+        return await self._broker.settle(work.delivery, settlement, self._holds[work.kind.lane].patience)
 
     def _seal_mail(self, mail: Mail) -> SealedMail:
         return entries.pack_mail(self._mail, new_id(self._mint.kid), mail)

@@ -7,10 +7,12 @@
 --   mark       ms the done marker lives: until no copy of the request can be about any more
 --   conditions array of {expected, command...}: an answer of nil counts as ''
 --   limits     array of {key, held, action, most, window ms, penalty ms, most penalty ms}; action "spend", "free", "clear"
---   notices    array of {online key, MAC'd body, MAC}: for every node where somebody is authenticated as that account
+--   notices    array of {online key, connection that is not told, MAC'd body, MAC}: for every node where somebody else is
+--              authenticated as that account
 --   swaps      array of {key, field, old, new}: written only where old is still there
 --   commands   array of {command...}: writes and the reply
 --   mails      array of {limits, {command...}}; limits: array of {key, most, window ms}: past one, the mail is not sent
+--   presence   array of {command...}: who is authenticated where, after the notices: nobody is told of himself
 --   delivery   array of {command...}: acknowledgement, done in every case but "conflict"
 --   nodes, replies  prefixes of keys
 --   keep       ms a reply stream lives without a reader
@@ -70,21 +72,6 @@ if verdict == 'expired' then
   return {verdict, now}
 end
 
-for _, notice in ipairs(plan.notices) do
-  local online, body, mac = unpack(notice)
-  local there, told = redis.call('HKEYS', online), {}
-  for _, name in ipairs(there) do
-    local node = string.match(name, '^[^ ]*')
-    if redis.call('EXISTS', plan.nodes .. node) == 0 then
-      redis.call('HDEL', online, name) -- its node is dead
-    elseif not told[node] then
-      told[node] = true
-      local stream = plan.replies .. node
-      redis.call('XADD', stream, 'MAXLEN', '~', 10000, '*', 'k', 'notice', 'x', body, 'm', mac)
-      redis.call('PEXPIRE', stream, plan.keep)
-    end
-  end
-end
 for _, swap in ipairs(plan.swaps) do
   local key, field, old, new = unpack(swap)
   if redis.call('HGET', key, field) == old then
@@ -109,4 +96,20 @@ for _, mail in ipairs(plan.mails) do
     redis.call(unpack(command))
   end
 end
+for _, notice in ipairs(plan.notices) do
+  local online, spare, body, mac = unpack(notice)
+  local there, told = redis.call('HKEYS', online), {}
+  for _, name in ipairs(there) do
+    local node = string.match(name, '^[^ ]*')
+    if redis.call('EXISTS', plan.nodes .. node) == 0 then
+      redis.call('HDEL', online, name) -- its node is dead
+    elseif name ~= spare and not told[node] then
+      told[node] = true
+      local stream = plan.replies .. node
+      redis.call('XADD', stream, 'MAXLEN', '~', 10000, '*', 'k', 'notice', 'x', body, 'm', mac)
+      redis.call('PEXPIRE', stream, plan.keep)
+    end
+  end
+end
+run(plan.presence)
 return {verdict, now}

@@ -19,7 +19,7 @@ from app import entries, messages
 from app.gateway.connections import Connection, Connections, Pending
 from app.gateway.socket import Socket
 from app.keys import SealKeys
-from app.messages import BadFrame, Code, Connected, Draining, Frame, Queued, refusal
+from app.messages import BadFrame, Code, Connected, Draining, Frame, Lane, Queued, refusal
 from app.ports import Admitted, Expired, Full, GatewayBroker, LaneDepth, Sealed, Signed, Unavailable
 from app.records import Identity
 from app.rules import iso, network_of
@@ -41,6 +41,7 @@ IDLE_SECONDS = 300.0
 UNREAD_SECONDS = 10.0
 UNAVAILABLE_RETRY_MS = 1000
 DRAIN_SECONDS = 10.0
+ADMIT_PATIENCE_SECONDS = 0.01  # where others wait already: it has to wait far longer anyway
 READY_SECONDS = 3.0  # without a beat for this long the store is away
 
 IDLE, ENDED, FLOODING, GOING_AWAY = 4408, 4401, 4429, 1001
@@ -198,7 +199,8 @@ class Gateway:
         origin = connection.origin(self._node)
         entry = entries.pack_request(pending.envelope, pending.rid, frame, origin, deadline)
         try:
-            answer = await self._broker.admit(entry)
+            patience = ADMIT_PATIENCE_SECONDS if self._waiting and pending.kind.lane is Lane.HASH else 0.0
+            answer = await self._broker.admit(entry, patience)
         except Unavailable:
             self._fail(pending, Code.UNAVAILABLE, UNAVAILABLE_RETRY_MS)
             return
