@@ -8,6 +8,7 @@ import email.policy
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -64,6 +65,12 @@ class Process:
     log: Path
     port: int = 0
     told: bool = False
+
+    def pause(self) -> None:
+        self.popen.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.popen.send_signal(signal.SIGCONT)
 
     def terminate(self) -> None:
         if not self.told:
@@ -157,11 +164,17 @@ class Deployment:
     def of(self, role: str) -> list[Process]:
         return [process for process in self.processes if process.role == role]
 
+    def wait_listening(self, gateway: Process) -> None:
+        self._wait(gateway, "/healthz")
+
     def wait_ready(self, gateway: Process) -> None:
+        self._wait(gateway, "/readyz")
+
+    def _wait(self, gateway: Process, path: str) -> None:
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until:
             try:
-                with urlopen(f"http://127.0.0.1:{gateway.port}/readyz", timeout=2):
+                with urlopen(f"http://127.0.0.1:{gateway.port}{path}", timeout=2):
                     return
             except (URLError, OSError):
                 assert gateway.popen.poll() is None, gateway.log.read_text()

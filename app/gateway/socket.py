@@ -55,13 +55,6 @@ class Socket:
             return
         self.ws_proto.send_text(text)
         self._flush()
-        unread = self._transport.get_write_buffer_size()
-        if unread > MOST_UNREAD_BYTES:
-            self.cut()
-        elif unread == 0:
-            self.unread_since = None
-        elif self.unread_since is None:
-            self.unread_since = time.monotonic()
 
     def ping(self) -> None:
         if self.open:
@@ -141,6 +134,13 @@ class Socket:
                 if self._transport.can_write_eof():
                     self._transport.write_eof()
                 asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._transport.abort)
+        unread = self._transport.get_write_buffer_size()
+        if unread > MOST_UNREAD_BYTES:
+            self.cut()
+        elif unread == 0:
+            self.unread_since = None
+        elif self.unread_since is None:
+            self.unread_since = time.monotonic()
 
 
 class Protocol(WebSocketProtocol):

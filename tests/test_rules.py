@@ -1,0 +1,229 @@
+"""The rules of time and number, at every boundary and one step beside it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app import rules
+from app.messages import Code
+from app.records import Counts, Limit, Session, Verdict
+from app.rules import DAY, HOUR, MINUTE, SECOND, Life, Settling, Turn
+from app.settings import Limits
+from app.tokens import RefreshToken
+from tests.making import NOW, session
+
+many = settings(max_examples=200, deadline=None, database=None)
+
+OFF = Limits(None, None, None, None, None, None, None)
+EMAIL, NETWORK = "ana@example.com", "192.0.2.7"
+
+ACCOUNT = Limit(
+    "account",
+    f"{EMAIL}|{NETWORK}",
+    5,
+    DAY,
+    Counts.FAILURES,
+    penalty_ms=30 * SECOND,
+    most_penalty_ms=15 * MINUTE,
+    clears=True,
+    waits=True,
+)
+NETWORK_FAILURES = Limit("ip", NETWORK, 60, MINUTE, Counts.FAILURES, waits=True)
+TRIES = Limit("tries", "challenge", 5, HOUR, Counts.FAILURES, waits=True)
+PENDING = Limit("pending", EMAIL, 5, HOUR, Counts.USES)
+REGISTRATIONS = Limit("registrations", NETWORK, 20, HOUR, Counts.USES)
+
+
+# --- limits -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        pytest.param(rules.login_limits(Limits(), EMAIL, NETWORK), (ACCOUNT, NETWORK_FAILURES), id="a login"),
+        pytest.param(rules.login_limits(OFF, EMAIL, NETWORK), (), id="a login, off"),
+        pytest.param(
+            rules.login_limits(Limits(failures_per_account=None), EMAIL, NETWORK), (NETWORK_FAILURES,), id="account off"
+        ),
+        pytest.param(rules.login_limits(Limits(failures_per_ip=None), EMAIL, NETWORK), (ACCOUNT,), id="network off"),
+        pytest.param(
+            rules.registration_limits(Limits(), EMAIL, NETWORK), (PENDING, REGISTRATIONS), id="a registration"
+        ),
+        pytest.param(rules.registration_limits(OFF, EMAIL, NETWORK), (PENDING,), id="pending ones are always bounded"),
+        pytest.param(rules.code_limits(Limits(), "challenge", NETWORK), (TRIES, NETWORK_FAILURES), id="a code"),
+        pytest.param(rules.code_limits(OFF, "challenge", NETWORK), (TRIES,), id="five tries are always all"),
+        pytest.param(
+            rules.mail_limits(Limits(), EMAIL, NETWORK),
+            (Limit("mails", EMAIL, 5, HOUR, Counts.USES), Limit("mails_ip", NETWORK, 30, HOUR, Counts.USES)),
+            id="a mail",
+        ),
+        pytest.param(rules.mail_limits(OFF, EMAIL, NETWORK), (), id="a mail, off"),
+    ],
+)
+def test_every_request_reserves_the_limits_of_the_contract(
+    found: tuple[Limit, ...], expected: tuple[Limit, ...]
+) -> None:
+    assert found == expected
+
+
+def test_the_limits_are_as_high_as_they_were_set() -> None:
+    limits = Limits(3, 7, 11, 13, 17)
+    found = (
+        *rules.login_limits(limits, EMAIL, NETWORK),
+        *rules.registration_limits(limits, EMAIL, NETWORK),
+        *rules.mail_limits(limits, EMAIL, NETWORK),
+    )
+    assert {limit.name: limit.most for limit in found} == {
+        "account": 3, "ip": 7, "pending": 5, "registrations": 11, "mails": 17, "mails_ip": 13,
+    }  # fmt: skip
+
+
+def test_failures_from_another_network_or_of_another_address_are_another_subject() -> None:
+    def subject(email: str, network: str) -> str:
+        return rules.login_limits(Limits(), email, network)[0].subject
+
+    assert len({subject(e, n) for e in ("a@b.c", "a@b.d") for n in ("192.0.2.1", "192.0.2.2")}) == 4
+
+
+@pytest.mark.parametrize(
+    ("counts", "clears", "verdict", "becomes"),
+    [
+        (Counts.FAILURES, True, Verdict.FAILED, Settling.SPEND),
+        (Counts.FAILURES, True, Verdict.PASSED, Settling.CLEAR),
+        (Counts.FAILURES, True, Verdict.UNJUDGED, Settling.FREE),
+        (Counts.FAILURES, False, Verdict.FAILED, Settling.SPEND),
+        (Counts.FAILURES, False, Verdict.PASSED, Settling.FREE),
+        (Counts.FAILURES, False, Verdict.UNJUDGED, Settling.FREE),
+        (Counts.USES, False, Verdict.FAILED, Settling.FREE),
+        (Counts.USES, False, Verdict.PASSED, Settling.SPEND),
+        (Counts.USES, False, Verdict.UNJUDGED, Settling.FREE),
+        (Counts.USES, True, Verdict.FAILED, Settling.FREE),
+        (Counts.USES, True, Verdict.PASSED, Settling.SPEND),
+        (Counts.USES, True, Verdict.UNJUDGED, Settling.FREE),
+    ],
+)
+def test_a_failure_spends_a_place_of_failures_and_a_success_one_of_uses(
+    counts: Counts, clears: bool, verdict: Verdict, becomes: Settling
+) -> None:
+    assert rules.settle_limit(Limit("name", "subject", 5, HOUR, counts, clears=clears), verdict) is becomes
+
+
+@pytest.mark.parametrize(
+    ("ip", "network"),
+    [
+        pytest.param("192.0.2.7", "192.0.2.7", id="IPv4 as it is"),
+        pytest.param("::ffff:192.0.2.7", "192.0.2.7", id="IPv4 mapped into IPv6"),
+        pytest.param("::ffff:c000:207", "192.0.2.7", id="mapped, written in hex"),
+        pytest.param("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64", id="IPv6 to its /64"),
+        pytest.param("2001:DB8:1:2:ffff:ffff:ffff:ffff", "2001:db8:1:2::/64", id="the last of the same /64"),
+        pytest.param("2001:db8:1:3::", "2001:db8:1:3::/64", id="the next /64"),
+        pytest.param("::1", "::/64", id="loopback"),
+        pytest.param("fe80::1%eth0", "fe80::/64", id="link-local with a zone"),
+    ],
+)
+def test_an_address_counts_as_its_network(ip: str, network: str) -> None:
+    assert rules.network_of(ip) == network
+
+
+# --- sessions -------------------------------------------------------------------------------------------------
+
+IDLE = session(created=NOW, seen=NOW, rotated=NOW)  # its idle end comes first
+OLD = session(created=NOW, seen=NOW + 29 * DAY, rotated=NOW + 29 * DAY)  # its absolute end comes first
+
+
+@pytest.mark.parametrize(
+    ("found", "now", "life"),
+    [
+        pytest.param(None, NOW, Life.EXPIRED, id="no record"),
+        pytest.param(IDLE, NOW, Life.ACTIVE, id="just begun"),
+        pytest.param(IDLE, NOW + 7 * DAY - 1, Life.ACTIVE, id="unseen for seven days less a millisecond"),
+        pytest.param(IDLE, NOW + 7 * DAY, Life.EXPIRED, id="unseen for seven days"),
+        pytest.param(IDLE, NOW + 7 * DAY + 1, Life.EXPIRED, id="unseen for longer"),
+        pytest.param(OLD, NOW + 30 * DAY - 1, Life.ACTIVE, id="thirty days less a millisecond after login"),
+        pytest.param(OLD, NOW + 30 * DAY, Life.EXPIRED, id="thirty days after login, seen yesterday"),
+        pytest.param(session(created=NOW, seen=NOW, ended="logout"), NOW, Life.REVOKED, id="ended"),
+        pytest.param(
+            session(created=NOW, seen=NOW, ended="logout"),
+            NOW + 7 * DAY - 1,
+            Life.REVOKED,
+            id="ended, just not expired",
+        ),
+        pytest.param(
+            session(created=NOW, seen=NOW, ended="logout"), NOW + 7 * DAY, Life.EXPIRED, id="ended, then expired"
+        ),
+    ],
+)
+def test_a_session_lives_seven_days_unseen_and_thirty_in_all(found: Session | None, now: int, life: Life) -> None:
+    assert rules.session_life(found, now) is life
+
+
+def test_a_sessions_end_is_the_earlier_of_its_two() -> None:
+    assert rules.session_ends(IDLE) == NOW + 7 * DAY
+    assert rules.session_ends(OLD) == NOW + 30 * DAY
+
+
+ROTATED = session(counter=4, created=NOW, seen=NOW, rotated=NOW)
+
+
+@pytest.mark.parametrize(
+    ("counter", "now", "turn"),
+    [
+        pytest.param(4, NOW, Turn.ROTATE, id="the current token"),
+        pytest.param(4, NOW + 10_001, Turn.ROTATE, id="the current token, later"),
+        pytest.param(4, NOW + 7 * DAY - 1, Turn.ROTATE, id="the current token, just not expired"),
+        pytest.param(4, NOW + 7 * DAY, Code.TOKEN_EXPIRED, id="the current token of an expired session"),
+        pytest.param(3, NOW, Turn.REPEAT, id="the one before, at once"),
+        pytest.param(3, NOW + 9_999, Turn.REPEAT, id="the one before, in the grace"),
+        pytest.param(3, NOW + 10_000, Turn.REPEAT, id="the one before, at the end of the grace"),
+        pytest.param(3, NOW + 10_001, Turn.END, id="the one before, past the grace"),
+        pytest.param(3, NOW + 7 * DAY, Code.TOKEN_EXPIRED, id="the one before, of an expired session"),
+        pytest.param(2, NOW, Turn.END, id="two before, at once"),
+        pytest.param(0, NOW, Turn.END, id="the first of all"),
+        pytest.param(5, NOW, Code.TOKEN_INVALID, id="one that was never given"),
+    ],
+)
+def test_a_refresh_token_rotates_and_an_old_one_ends_its_session(counter: int, now: int, turn: Turn | Code) -> None:
+    assert rules.refresh_turn(ROTATED, RefreshToken(ROTATED.id, counter), now) is turn
+
+
+@pytest.mark.parametrize(
+    ("found", "now", "code"),
+    [
+        pytest.param(None, NOW, Code.TOKEN_EXPIRED, id="no record"),
+        pytest.param(session(ended="logout"), NOW, Code.TOKEN_REVOKED, id="ended"),
+        pytest.param(session(ended="logout"), NOW + 7 * DAY, Code.TOKEN_EXPIRED, id="ended, then expired"),
+        pytest.param(OLD, NOW + 30 * DAY, Code.TOKEN_EXPIRED, id="thirty days after login"),
+    ],
+)
+@pytest.mark.parametrize("behind", [0, 1, 2], ids=["current", "one before", "two before"])
+def test_no_token_of_a_session_that_is_over_gets_a_turn(
+    found: Session | None, now: int, code: Code, behind: int
+) -> None:
+    assert rules.refresh_turn(found, RefreshToken("0wrk1-session", 4 - behind), now) is code
+
+
+# --- shown to clients -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (0, "1970-01-01T00:00:00.000Z"),
+        (1, "1970-01-01T00:00:00.001Z"),
+        (NOW, "2023-11-14T22:13:20.000Z"),
+        (NOW + 999, "2023-11-14T22:13:20.999Z"),
+    ],
+)
+def test_a_time_is_shown_in_utc_with_milliseconds(ms: int, text: str) -> None:
+    assert rules.iso(ms) == text
+
+
+@given(st.integers(0, 253_402_300_799_999))
+@many
+def test_a_shown_time_is_the_time_to_the_millisecond(ms: int) -> None:
+    shown = datetime.fromisoformat(rules.iso(ms))
+    assert round(shown.timestamp() * 1000) == ms
