@@ -205,7 +205,7 @@ def test_a_coordinate_that_begins_with_zeros_keeps_its_length() -> None:
     jwt.PyJWK(key)
 
 
-# --- refresh tokens -------------------------------------------------------------------------------------------------
+# --- refresh tokens -----------------------------------------------------------------------------------------------
 
 REFRESH = MINT.refresh_token(RefreshToken("0wrk1-session", 4))
 
@@ -252,7 +252,7 @@ def test_refresh_tokens_survive_a_new_secret_until_theirs_is_gone() -> None:
     assert Mint(secrets_of("wrk2"), TOKEN_KEYS, ISSUER, AUDIENCE).read_refresh_token(REFRESH) is None
 
 
-# --- device tokens and mailed codes ------------------------------------------------------------------------------------
+# --- device tokens and mailed codes -------------------------------------------------------------------------------
 
 
 def test_a_device_token_fits_the_contract_and_has_256_random_bits() -> None:

@@ -1,0 +1,403 @@
+"""Sealing: what travels is readable by whom it is for and was written by one of us, or it is Unreadable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import orjson
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app import entries, sealing
+from app.entries import OpenedFailure, OpenedNotice
+from app.messages import KINDS, Code, Lane, LoginSuccess, SessionEnded, decode, refusal
+from app.ports import Entry, SealedMail, Signed
+from app.records import Identity, Mail, Notice, Origin, Outcome
+from app.sealing import Envelope, Opener, Unreadable, associated
+from tests.making import EDGE, IDENTITY, NOW, ORIGIN, secret, secrets_of
+from tests.test_messages import DATA, text_of
+
+many = settings(max_examples=200, deadline=None, database=None)
+
+KEY, OTHER_KEY = X25519PrivateKey.generate(), X25519PrivateKey.generate()
+SECRETS = ("correct horse battery staple", "header.payload.signature", "wrk1.0wrk1-session.4.mac", "12345678")
+
+
+def envelope(purpose: str = "request") -> Envelope:
+    return Envelope.to("key1", KEY.public_key(), EDGE.current, purpose)
+
+
+def opener(purpose: str = "request") -> Opener:
+    return Opener({"key1": KEY}, EDGE, purpose)
+
+
+ENVELOPE = envelope()
+
+
+def pack(event: str = "login", origin: Origin = ORIGIN, box: Envelope = ENVELOPE) -> Entry:
+    return entries.pack_request(box, "0edg1-rid", decode(text_of(event)), origin, NOW)
+
+
+# --- envelopes ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_sealed_opens_on_the_other_side_in_both_directions() -> None:
+    here, there = ENVELOPE, opener().envelope(ENVELOPE.wrapped)
+    assert there.open(here.seal(b"forth", b"bound"), b"bound") == b"forth"
+    assert here.open_back(there.seal_back(b"back", b"bound"), b"bound") == b"back"
+    assert there.open(here.seal(b"", b""), b"") == b""
+
+
+def test_one_direction_does_not_open_the_other() -> None:
+    there = opener().envelope(ENVELOPE.wrapped)
+    with pytest.raises(Unreadable):
+        ENVELOPE.open_back(ENVELOPE.seal(b"text", b""), b"")
+    with pytest.raises(Unreadable):
+        there.open(there.seal_back(b"text", b""), b"")
+
+
+def test_a_box_bound_to_one_thing_does_not_open_for_another() -> None:
+    with pytest.raises(Unreadable):
+        ENVELOPE.open(ENVELOPE.seal(b"text", b"bound"), b"other")
+
+
+def test_no_byte_of_a_box_can_be_altered_added_or_left_out() -> None:
+    box = ENVELOPE.seal(b"text", b"bound")
+    altered = [box[:n] + bytes([box[n] ^ 1]) + box[n + 1 :] for n in range(len(box))]
+    for wrong in (*altered, *(box[:n] for n in range(len(box))), box + b"\0", b"\0" + box):
+        with pytest.raises(Unreadable):
+            ENVELOPE.open(wrong, b"bound")
+
+
+def test_no_byte_of_an_envelope_can_be_altered_added_or_left_out() -> None:
+    wrapped = ENVELOPE.wrapped
+    altered = [wrapped[:n] + bytes([wrapped[n] ^ 1]) + wrapped[n + 1 :] for n in range(len(wrapped))]
+    for wrong in (*altered, *(wrapped[:n] for n in range(len(wrapped))), wrapped + b"\0"):
+        with pytest.raises(Unreadable):
+            opener().envelope(wrong)
+
+
+@given(st.binary(max_size=120), st.booleans())
+@many
+def test_any_bytes_for_an_envelope_are_unreadable_and_raise_nothing_else(text: bytes, headed: bool) -> None:
+    with pytest.raises(Unreadable):
+        opener().envelope(b"key1.edg1." + text if headed else text)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(Opener({"key1": OTHER_KEY}, EDGE, "request"), id="another private key"),
+        pytest.param(Opener({"key2": KEY}, EDGE, "request"), id="a key under another id"),
+        pytest.param(Opener({}, EDGE, "request"), id="no private key"),
+        pytest.param(Opener({"key1": KEY}, secrets_of("edg2"), "request"), id="without the edge secret"),
+        pytest.param(Opener({"key1": KEY}, EDGE, "mail"), id="for another purpose"),
+    ],
+)
+def test_an_envelope_opens_only_with_its_key_its_edge_secret_and_for_its_purpose(other: Opener) -> None:
+    with pytest.raises(Unreadable):
+        other.envelope(ENVELOPE.wrapped)
+
+
+def test_who_has_the_private_key_but_another_edge_secret_under_the_same_id_neither_reads_nor_writes() -> None:
+    forged = replace(secret("evil"), kid="edg1")
+    thief = Opener({"key1": KEY}, replace(EDGE, versions=(forged,)), "request").envelope(ENVELOPE.wrapped)
+    with pytest.raises(Unreadable):
+        thief.open(ENVELOPE.seal(b"text", b""), b"")
+    stranger = Envelope.to("key1", KEY.public_key(), forged, "request")
+    with pytest.raises(Unreadable):
+        opener().envelope(stranger.wrapped).open(stranger.seal(b"text", b""), b"")
+    with pytest.raises(Unreadable):
+        ENVELOPE.open_back(thief.seal_back(b"text", b""), b"")
+
+
+def test_one_gateway_cannot_read_anothers_boxes() -> None:
+    one, other = envelope(), envelope()
+    for opening, box in ((other.open, one.seal(b"text", b"")), (other.open_back, one.seal_back(b"text", b""))):
+        with pytest.raises(Unreadable):
+            opening(box, b"")
+
+
+def test_retired_keys_and_secrets_still_open_what_is_under_way() -> None:
+    rotated = Opener({"key2": OTHER_KEY, "key1": KEY}, secrets_of("edg2", "edg1"), "request")
+    assert rotated.envelope(ENVELOPE.wrapped).open(ENVELOPE.seal(b"text", b""), b"") == b"text"
+
+
+def test_the_same_text_is_never_sealed_to_the_same_bytes() -> None:
+    assert len({ENVELOPE.seal(b"text", b"") for _ in range(100)}) == 100
+    assert envelope().wrapped != envelope().wrapped
+
+
+def test_an_opener_keeps_only_so_many_envelopes_and_opens_the_others_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealing, "_OPENED_ENVELOPES", 3)
+    receiver, boxes = opener(), [envelope() for _ in range(5)]
+    for box in boxes:
+        receiver.envelope(box.wrapped)
+        receiver.envelope(boxes[0].wrapped)  # used all the time, so it is not the one that goes
+    assert len(receiver._opened) == 3
+    assert boxes[0].wrapped in receiver._opened
+    for box in boxes:
+        assert receiver.envelope(box.wrapped).open(box.seal(b"text", b""), b"") == b"text"
+
+
+field = st.one_of(st.text(max_size=4), st.binary(max_size=4), st.integers(0, 999))
+encoded = st.lists(field, max_size=4)
+
+
+@given(encoded, encoded)
+@many
+def test_no_two_lists_of_fields_are_bound_to_the_same_bytes(one: list[Any], other: list[Any]) -> None:
+    def plain(fields: list[Any]) -> list[bytes]:
+        return [item if isinstance(item, bytes) else str(item).encode() for item in fields]
+
+    assert (associated(*one) == associated(*other)) == (plain(one) == plain(other))
+
+
+def test_fields_cannot_be_shifted_into_each_other() -> None:
+    assert associated("ab", "c") != associated("a", "bc") != associated("abc")
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("identity", [None, IDENTITY], ids=["nobody", "somebody"])
+@pytest.mark.parametrize("event", KINDS)
+def test_a_request_arrives_as_it_was_sent(event: str, identity: Identity | None) -> None:
+    origin = replace(ORIGIN, identity=identity)
+    entry = pack(event, origin)
+    assert (entry.rid, entry.node, entry.event, entry.deadline) == ("0edg1-rid", "0-node", event, NOW)
+    assert entry.lane is KINDS[event].lane
+    _, kind, request, found = entries.open_request(opener(), entry)
+    assert (kind, request, found) == (KINDS[event], decode(text_of(event)).data, origin)
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        pytest.param(lambda e: replace(e, rid="0edg1-other"), id="request id"),
+        pytest.param(lambda e: replace(e, node="0-other"), id="node"),
+        pytest.param(lambda e: replace(e, event="register"), id="event"),
+        pytest.param(lambda e: replace(e, event="no_such_event"), id="unknown event"),
+        pytest.param(lambda e: replace(e, lane=Lane.FAST), id="lane"),
+        pytest.param(lambda e: replace(e, deadline=NOW + 1), id="deadline"),
+        pytest.param(lambda e: replace(e, wrapped=envelope().wrapped), id="envelope"),
+        pytest.param(lambda e: replace(e, box=e.box[:-1] + bytes([e.box[-1] ^ 1])), id="box"),
+        pytest.param(lambda e: replace(e, box=pack("register").box), id="another request's box"),
+        pytest.param(lambda e: replace(e, box=b""), id="no box"),
+        pytest.param(lambda e: replace(e, rid="0edg1-rid0", node="-node"), id="shifted fields"),
+    ],
+)
+def test_an_entry_with_anything_altered_is_unreadable(alter: Callable[[Entry], Entry]) -> None:
+    entry = pack()
+    entries.open_request(opener(), entry)
+    with pytest.raises(Unreadable):
+        entries.open_request(opener(), alter(entry))
+
+
+def sealed_body(body: object, event: str = "login") -> Entry:
+    """An entry whose seal holds, around anything."""
+    text = body if isinstance(body, bytes) else orjson.dumps(body)
+    kind = KINDS.get(event)
+    lane = kind.lane if kind else Lane.HASH
+    bound = associated("0edg1-rid", "0-node", event, lane, NOW, ENVELOPE.wrapped)
+    return Entry("0edg1-rid", "0-node", event, lane, NOW, ENVELOPE.wrapped, ENVELOPE.seal(text, bound))
+
+
+GOOD_BODY = {"data": DATA["login"], "origin": msgspec.to_builtins(ORIGIN)}
+
+
+@pytest.mark.parametrize(
+    ("body", "event"),
+    [
+        pytest.param(b"", "login", id="nothing"),
+        pytest.param(b"\xff", "login", id="bad UTF-8"),
+        pytest.param([], "login", id="an array"),
+        pytest.param({}, "login", id="an empty object"),
+        pytest.param(GOOD_BODY | {"origin": {}}, "login", id="no origin"),
+        pytest.param(GOOD_BODY | {"data": {}}, "login", id="data that does not fit"),
+        pytest.param(GOOD_BODY | {"data": DATA["login"] | {"userId": "x"}}, "login", id="a field too many"),
+        pytest.param(GOOD_BODY, "refresh", id="another request's data"),
+        pytest.param(GOOD_BODY, "from_the_future", id="a request of another version"),
+    ],
+)
+def test_a_sealed_entry_of_another_version_is_unreadable(body: object, event: str) -> None:
+    entries.open_request(opener(), sealed_body(GOOD_BODY))
+    with pytest.raises(Unreadable):
+        entries.open_request(opener(), sealed_body(body, event))
+
+
+@pytest.mark.parametrize("event", [event for event, data in DATA.items() if data])
+def test_nothing_of_a_requests_data_is_readable_in_its_entry(event: str) -> None:
+    entry = pack(event)
+    shown = repr(entry).encode() + entry.wrapped + entry.box
+    for value in DATA[event].values():
+        assert value.encode() not in shown
+
+
+# --- replies ------------------------------------------------------------------------------------------------------
+
+TOKENS = LoginSuccess(
+    access_token="header.payload.signature",
+    token_type="Bearer",
+    expires_in=600,
+    refresh_token="wrk1.0wrk1-session.4.mac",
+    refresh_expires_in=604_800,
+    session_id="0wrk1-session",
+    user_id="0wrk1-user",
+)
+SUCCESS = Outcome("login_success", TOKENS, identity=IDENTITY)
+REFUSED = Outcome("login_failure", refusal(Code.TOO_MANY_ATTEMPTS, retry_after_ms=30_000))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [(SUCCESS, "ok"), (REFUSED, "too_many_attempts"), (replace(REFUSED, forget=True), "too_many_attempts")],
+    ids=["a success", "a refusal", "one that forgets"],
+)
+def test_a_reply_arrives_as_it_was_decided(outcome: Outcome, code: str) -> None:
+    sealed = entries.pack_reply(opener().envelope(ENVELOPE.wrapped), "0edg1-rid", outcome)
+    opened = entries.open_reply(ENVELOPE, sealed)
+    assert (opened.event, opened.code) == (outcome.event, code)
+    assert (opened.identity, opened.forget) == (outcome.identity, outcome.forget)
+    assert msgspec.json.decode(opened.data, type=type(outcome.data)) == outcome.data
+
+
+def test_a_reply_opens_only_for_its_request_and_its_gateway() -> None:
+    sealed = entries.pack_reply(ENVELOPE, "0edg1-rid", SUCCESS)
+    for asking, reply in (
+        (ENVELOPE, replace(sealed, rid="0edg1-other")),
+        (ENVELOPE, replace(sealed, box=sealed.box[:-1] + bytes([sealed.box[-1] ^ 1]))),
+        (ENVELOPE, replace(sealed, box=b"")),
+        (ENVELOPE, replace(sealed, box=pack().box)),
+        (envelope(), sealed),
+    ):
+        with pytest.raises(Unreadable):
+            entries.open_reply(asking, reply)
+
+
+def test_a_reply_that_holds_but_is_none_is_unreadable() -> None:
+    for text in (b"", b"[]", b"{}", b'{"event":1,"data":{},"code":"ok"}'):
+        box = ENVELOPE.seal_back(text, associated("reply", "0edg1-rid"))
+        with pytest.raises(Unreadable):
+            entries.open_reply(ENVELOPE, entries.Sealed("0edg1-rid", box))
+
+
+def test_neither_a_sealed_nor_an_opened_reply_shows_its_tokens() -> None:
+    sealed = entries.pack_reply(ENVELOPE, "0edg1-rid", SUCCESS)
+    shown = f"{sealed!r} {sealed.box!r} {SUCCESS!r} {entries.open_reply(ENVELOPE, sealed)!r}"
+    for token in (TOKENS.access_token, TOKENS.refresh_token):
+        assert token not in shown
+
+
+# --- pushes and failures ------------------------------------------------------------------------------------------
+
+NOTICE = Notice(
+    "0wrk1-user", "0wrk1-session", SessionEnded(session_id="0wrk1-session", reason="logout"), ("n", "c"), close=True
+)
+
+
+def test_a_notice_arrives_as_it_was_signed() -> None:
+    assert entries.open_signed(EDGE, entries.sign_notice(EDGE, NOTICE)) == OpenedNotice(
+        user_id="0wrk1-user",
+        session_id="0wrk1-session",
+        event="session_ended",
+        data=b'{"sessionId":"0wrk1-session","reason":"logout"}',
+        spare=("n", "c"),
+        close=True,
+    )
+
+
+def test_word_of_a_failure_arrives_as_it_was_signed() -> None:
+    signed = entries.sign_failure(EDGE, "0edg1-rid", Code.INTERNAL)
+    assert entries.open_signed(EDGE, signed) == OpenedFailure("0edg1-rid", Code.INTERNAL)
+
+
+def test_a_push_with_anything_altered_is_unreadable() -> None:
+    signed = entries.sign_notice(EDGE, NOTICE)
+    wrong = [
+        *(replace(signed, body=signed.body[:n] + b"x" + signed.body[n + 1 :]) for n in range(len(signed.body))
+          if signed.body[n : n + 1] != b"x"),
+        *(replace(signed, mac=signed.mac[:n] + bytes([signed.mac[n] ^ 1]) + signed.mac[n + 1 :])
+          for n in range(len(signed.mac))),
+        replace(signed, mac=b""),
+        replace(signed, mac=b"edg1:"),
+        replace(signed, mac=signed.mac.partition(b":")[2]),
+        replace(signed, mac=signed.mac[:-1]),
+        replace(signed, body=b""),
+        replace(signed, mac=entries.sign_failure(EDGE, "rid", Code.INTERNAL).mac),
+        entries.sign_notice(secrets_of("edg2"), NOTICE),
+    ]  # fmt: skip
+    for other in wrong:
+        with pytest.raises(Unreadable):
+            entries.open_signed(EDGE, other)
+
+
+def test_a_push_that_is_signed_but_none_is_unreadable() -> None:
+    import hmac
+
+    for body in (b"", b"{}", b'{"type":"other"}', b'{"type":"failure","rid":"r","code":"no_such_code"}'):
+        mac = b"edg1:" + hmac.digest(EDGE.current.value, b"signed\0" + body, "sha256")
+        with pytest.raises(Unreadable):
+            entries.open_signed(EDGE, Signed(body, mac))
+
+
+def test_a_push_survives_a_new_edge_secret() -> None:
+    signed = entries.sign_notice(EDGE, NOTICE)
+    assert isinstance(entries.open_signed(secrets_of("edg2", "edg1"), signed), OpenedNotice)
+
+
+# --- mails --------------------------------------------------------------------------------------------------------
+
+MAIL = Mail("confirmation", "ana@example.com", "pt-BR", "12345678")
+
+
+def mailed() -> SealedMail:
+    return entries.pack_mail(envelope("mail"), "0wrk1-mail", MAIL)
+
+
+def test_a_mail_arrives_as_it_was_written() -> None:
+    assert entries.open_mail(opener("mail"), mailed()) == MAIL
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        pytest.param(lambda mail: replace(mail, id="0wrk1-other"), id="id"),
+        pytest.param(lambda mail: replace(mail, wrapped=mailed().wrapped), id="envelope"),
+        pytest.param(lambda mail: replace(mail, box=mail.box[:-1] + bytes([mail.box[-1] ^ 1])), id="box"),
+        pytest.param(lambda mail: replace(mail, box=os.urandom(len(mail.box))), id="a box of noise"),
+        pytest.param(lambda mail: SealedMail(mail.id, pack().wrapped, pack().box), id="a request in its place"),
+    ],
+)
+def test_a_mail_with_anything_altered_is_unreadable(alter: Callable[[SealedMail], SealedMail]) -> None:
+    with pytest.raises(Unreadable):
+        entries.open_mail(opener("mail"), alter(mailed()))
+
+
+def test_the_keys_of_requests_do_not_open_mails_nor_those_of_mails_requests() -> None:
+    with pytest.raises(Unreadable):
+        entries.open_mail(opener("request"), mailed())
+    with pytest.raises(Unreadable):
+        entries.open_request(opener("mail"), pack())
+
+
+def test_a_mail_that_holds_but_is_none_is_unreadable() -> None:
+    box = envelope("mail")
+    for text in (b"", b"{}", b'{"kind":"newsletter","to":"a@b.c"}'):
+        sealed = SealedMail("id", box.wrapped, box.seal(text, associated("mail", "id", box.wrapped)))
+        with pytest.raises(Unreadable):
+            entries.open_mail(opener("mail"), sealed)
+
+
+def test_neither_the_code_nor_the_address_is_readable_in_a_sealed_mail_nor_the_code_in_a_repr() -> None:
+    sealed = mailed()
+    shown = repr(sealed).encode() + sealed.wrapped + sealed.box
+    assert MAIL.code.encode() not in shown
+    assert MAIL.to.encode() not in shown
+    assert MAIL.code not in repr(MAIL)
