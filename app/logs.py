@@ -54,6 +54,8 @@ def configure(role: str, data_dir: Path) -> None:
         raise Fault(f"FIN_DATA_DIR: logs cannot be written to {folder}: {error.strerror}.") from None
     for handler in handlers:
         handler.setFormatter(JsonLines(role))
+    # What no line of ours shows is not gathered for every line (Python's logging HOWTO, "Optimization").
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
     logging.getLogger("finthenticate").setLevel(logging.INFO)
 

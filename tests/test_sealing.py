@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from app import entries, sealing
 from app.entries import OpenedFailure, OpenedNotice
 from app.messages import KINDS, Code, Lane, LoginSuccess, SessionEnded, decode, refusal
-from app.ports import Entry, SealedMail, Signed
+from app.ports import Entry, Sealed, SealedMail, Signed
 from app.records import Identity, Mail, Notice, Origin, Outcome
 from app.sealing import Envelope, Opener, Unreadable, associated
 from tests.making import EDGE, IDENTITY, NOW, ORIGIN, secret, secrets_of
@@ -285,7 +286,7 @@ def test_a_reply_that_holds_but_is_none_is_unreadable() -> None:
     for text in (b"", b"[]", b"{}", b'{"event":1,"data":{},"code":"ok"}'):
         box = ENVELOPE.seal_back(text, associated("reply", "0edg1-rid"))
         with pytest.raises(Unreadable):
-            entries.open_reply(ENVELOPE, entries.Sealed("0edg1-rid", box))
+            entries.open_reply(ENVELOPE, Sealed("0edg1-rid", box))
 
 
 def test_neither_a_sealed_nor_an_opened_reply_shows_its_tokens() -> None:
@@ -339,8 +340,6 @@ def test_a_push_with_anything_altered_is_unreadable() -> None:
 
 
 def test_a_push_that_is_signed_but_none_is_unreadable() -> None:
-    import hmac
-
     for body in (b"", b"{}", b'{"type":"other"}', b'{"type":"failure","rid":"r","code":"no_such_code"}'):
         mac = b"edg1:" + hmac.digest(EDGE.current.value, b"signed\0" + body, "sha256")
         with pytest.raises(Unreadable):

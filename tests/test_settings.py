@@ -21,11 +21,11 @@ SECRETS = {
 HIDDEN = "hunter2-hunter2-hunter2-hunter2-hunter2-hunter2"
 
 
-def read(roles: tuple[str, ...] = ("gateway", "worker", "mailer"), **environ: str) -> Settings:
+def read(roles: tuple[str, ...] = ("gateway", "worker", "mailer"), /, **environ: str) -> Settings:
     return Settings.from_env(SECRETS | environ, roles, cores=3)
 
 
-def faults(roles: tuple[str, ...] = ("gateway", "worker", "mailer"), **environ: str) -> list[str]:
+def faults(roles: tuple[str, ...] = ("gateway", "worker", "mailer"), /, **environ: str) -> list[str]:
     with pytest.raises(SettingsFault) as caught:
         Settings.from_env(SECRETS | environ, roles)
     assert str(caught.value) == "\n".join(caught.value.faults)
