@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -56,7 +56,7 @@ def _bound(rid: str, node: str, event: str, lane: Lane, deadline: int, wrapped: 
 @dataclass(frozen=True)
 class OpenedReply:
     event: str
-    data: bytes  # JSON
+    data: bytes = field(repr=False)  # JSON
     code: str
     identity: Identity | None
     forget: bool

@@ -97,6 +97,33 @@ TEXTS = {
     Code.TOKEN_INVALID: "The token is not one of this server's.",
 }
 
+# The HTTP status of a terminal event with this code; without one it is 200.
+STATUSES = {
+    Code.BAD_JSON: 400,
+    Code.BAD_REQUEST: 400,
+    Code.PASSWORD_TOO_SHORT: 400,
+    Code.UNKNOWN_EVENT: 404,
+    Code.DUPLICATE_ID: 400,  # cannot be met over HTTP
+    Code.TOO_MANY_IN_FLIGHT: 429,
+    Code.NOT_AUTHENTICATED: 401,
+    Code.RATE_LIMITED: 429,
+    Code.OVERLOADED: 503,
+    Code.DEADLINE_EXCEEDED: 503,
+    Code.UNAVAILABLE: 503,
+    Code.INTERNAL: 500,
+    Code.INVALID_CREDENTIALS: 401,
+    Code.TOO_MANY_ATTEMPTS: 429,
+    Code.ACCOUNT_DISABLED: 403,
+    Code.ADDRESS_TAKEN: 409,
+    Code.INVALID_CODE: 401,
+    Code.CODE_EXPIRED: 401,
+    Code.CHALLENGE_EXPIRED: 401,
+    Code.TOKEN_REUSED: 401,
+    Code.TOKEN_EXPIRED: 401,
+    Code.TOKEN_REVOKED: 401,
+    Code.TOKEN_INVALID: 401,
+}
+
 # --- what a client sends ---------------------------------------------------------------------------------
 
 _END = r"(?![\s\S])"  # the very end, in Python and in ECMA-262 alike; `$` would let a newline through

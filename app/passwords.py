@@ -10,7 +10,7 @@ import hmac
 import secrets
 
 import argon2
-from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
+from argon2.exceptions import VerificationError, VerifyMismatchError
 
 from app.settings import ARGON2_CEILING, Argon2, Secret, Secrets
 
@@ -40,13 +40,13 @@ class Hasher:
         kid, _, phc = record.partition(":")
         pepper = self._pepper.find(kid)
         if pepper is None:
-            raise Unverifiable(f"pepper {kid!r} is not configured")
+            raise Unverifiable("its pepper is not configured")
         try:
             _refuse_excess(phc)
             return self._argon2.verify(phc, _peppered(pepper, user_id, password))
         except VerifyMismatchError:
             return False
-        except (InvalidHashError, VerificationError):
+        except (ValueError, VerificationError):  # argon2's InvalidHashError is a ValueError
             raise Unverifiable("not an Argon2 record") from None
 
     def outdated(self, record: str) -> bool:

@@ -44,7 +44,7 @@ def decide(request: Register, facts: Facts, ctx: Context) -> Outcome:
     )
     accepted = RegisterAccepted(next="confirm_email", challenge=id, expires_in=rules.REGISTRATION_MS // 1000)
     if "pending" in facts.refused:  # five are pending: this one is accepted in words only, taken address or not
-        return Outcome(RegisterAccepted.event, accepted)
+        return Outcome(RegisterAccepted.event, accepted, Verdict.PASSED)
     if facts.account is None:
         mail = Mail("confirmation", request.email, challenge.locale, code)
     else:  # the challenge is kept all the same, and its code told to nobody: it fails like any wrong guess

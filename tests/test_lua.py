@@ -1,0 +1,1495 @@
+"""The scripts on a real Redis: what each header says, and all or nothing under repetition, conflict and time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from adapters import lua, names
+from adapters.redis_link import Batch, Link
+from adapters.redis_store import RECLAIM_MS, RedisStore
+from adapters.redis_streams import TAKEN_OVER_AFTER_MS, WORKER_LIVES_MS, RedisGateway, RedisMailQueue, RedisWorker
+from app import entries
+from app.messages import Code, EmailConfirmed, Lane, LoggedOut, SessionEnded, refusal
+from app.ports import Admitted, Delivery, Entry, Expired, Full, Sealed, SealedMail, Settlement, Signed
+from app.records import (
+    Account,
+    Challenge,
+    ConfirmSession,
+    Counts,
+    CreateAccount,
+    Device,
+    EndSession,
+    Facts,
+    Identity,
+    Limit,
+    Mail,
+    Needs,
+    Notice,
+    Outcome,
+    PutChallenge,
+    RenewCode,
+    RotateSession,
+    Session,
+    StartSession,
+    UpgradePassword,
+    Verdict,
+    Write,
+)
+from app.rules import DAY, HOUR, MINUTE, SESSIONS_PER_ACCOUNT
+from tests.making import EDGE, EMAIL, account, challenge, device, session
+
+# --- what the headers say -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a script takes: numbers of KEYS and ARGV, and the names of the fields of its msgpack maps."""
+
+    keys: frozenset[str]
+    args: frozenset[str]
+    fields: frozenset[str]
+
+
+def documented(text: str) -> Interface:
+    lines = list(itertools.takewhile(lambda line: line.startswith("--"), text.splitlines()))
+    head = "\n".join(lines)
+    fields = [name for line in lines if (found := re.match(r"--   ([a-z_]+(?:, [a-z_]+)*) ", line))
+              for name in found[1].split(", ")]  # fmt: skip
+    return Interface(
+        frozenset(re.findall(r"^-- KEYS\[(\d+)\] \S", head, re.MULTILINE)),
+        frozenset(re.findall(r"^-- ARGV\[(\d+(?:\.\.\.)?)\] \S", head, re.MULTILINE)),
+        frozenset(fields),
+    )
+
+
+def used(text: str) -> Interface:
+    body = "\n".join(line.partition("--")[0] for line in text.splitlines())
+    maps = re.findall(r"local (\w+) = cmsgpack\.unpack\(ARGV\[\d+\]\)", body)
+    fields = [name for map_ in maps for name in re.findall(rf"\b{map_}\.(\w+)", body)]
+    rest = [f"{number}..." for number in re.findall(r"unpack\(ARGV, (\d+)\)", body)]
+    return Interface(
+        frozenset(re.findall(r"KEYS\[(\d+)\]", body)),
+        frozenset(re.findall(r"ARGV\[(\d+)\]", body) + rest),
+        frozenset(fields),
+    )
+
+
+@pytest.mark.parametrize("script", lua.SCRIPTS, ids=lambda script: script.name)
+def test_the_header_of_a_script_says_exactly_what_its_body_takes(script: lua.Script) -> None:
+    assert documented(script.text) == used(script.text)
+    assert re.search(r"^-- Returns ", script.text, re.MULTILINE)
+
+
+def test_every_script_of_the_folder_is_loaded_and_named_by_its_hash() -> None:
+    folder = Path(str(lua.__file__)).parent
+    assert {path.stem for path in folder.glob("*.lua")} == {script.name for script in lua.SCRIPTS}
+    assert len({script.sha for script in lua.SCRIPTS}) == len(lua.SCRIPTS)
+
+
+SMALL = """-- A script.
+-- KEYS[1] a key
+-- ARGV[1] msgpack map:
+--   rid     an id
+--   a, b_c  two more, of which
+--     this  is the explanation
+-- ARGV[2...] the rest
+-- Returns 1
+local ask = cmsgpack.unpack(ARGV[1]) -- ask.said KEYS[9]
+redis.call('SET', KEYS[1], ask.rid .. ask.a .. ask.b_c, unpack(ARGV, 2))
+"""
+
+
+def test_the_reading_of_headers_finds_what_is_there() -> None:
+    expected = Interface(frozenset("1"), frozenset({"1", "2..."}), frozenset({"rid", "a", "b_c"}))
+    assert documented(SMALL) == used(SMALL) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("-- KEYS[1] a key\n", ""),
+        ("-- KEYS[1] a key\n", "-- KEYS[1] a key\n-- KEYS[2] nobody's\n"),
+        ("-- ARGV[2...] the rest\n", ""),
+        ("ARGV, 2", "ARGV, 3"),
+        ("--   rid     an id\n", ""),
+        ("--   a, b_c  two", "--   a, b_c, d  three"),
+        ("ask.b_c", "ask.rid"),
+        ("KEYS[1], ask", "KEYS[2], ask"),
+    ],
+)
+def test_a_header_that_says_something_else_is_found(before: str, after: str) -> None:
+    changed = SMALL.replace(before, after)
+    assert changed != SMALL
+    assert documented(changed) != used(changed)
+
+
+# --- a bench: the adapters on an empty database -------------------------------------------------------------------
+
+
+@dataclass
+class Bench:
+    redis: Any
+    batch: Batch
+    store: RedisStore
+    gateway: RedisGateway
+    worker: RedisWorker
+
+    async def now(self) -> int:
+        seconds, micros = await self.redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def soon(self) -> int:
+        return await self.now() + 10_000
+
+    async def check(self, needs: Needs, rid: str = "rid") -> Facts:
+        facts = await self.store.check(rid, await self.soon(), needs)
+        assert isinstance(facts, Facts), facts
+        return facts
+
+    async def settle(
+        self,
+        *writes: Write,
+        rid: str | None = None,
+        verdict: Verdict = Verdict.PASSED,
+        limits: tuple[Limit, ...] = (),
+        left: int = 10_000,
+        delivery: Sequence[tuple[Any, ...]] = (),
+        **more: Any,
+    ) -> str:
+        """Settle a request of its own, unless it is named."""
+        rid = rid or f"rid-{next(_numbers)}"
+        done = settlement(rid, outcome(*writes, verdict=verdict), limits=limits, **more)
+        reply = [("XADD", names.REPLIES + "asker", "*", "r", rid)]
+        return await self.keep(rid, await self.now() + left, done, reply, delivery)
+
+    async def keep(
+        self, rid: str, deadline: int, plan: Settlement, reply: Sequence[Any] = (), delivery: Sequence[Any] = ()
+    ) -> str:
+        return await self.store.settle(rid, deadline, plan, reply, delivery, 0.0)
+
+    async def admit(self, sent: Entry) -> Admitted | Full | Expired:
+        return await self.gateway.admit(sent, 0.0)
+
+    async def end(self, delivery: Delivery, plan: Settlement) -> str:
+        return await self.worker.settle(delivery, plan, 0.0)
+
+    async def made(self, *writes: Write, **more: Any) -> None:
+        assert await self.settle(*writes, **more) == "settled"
+
+    async def snapshot(self) -> dict[bytes, bytes]:
+        """Everything there is, to the byte."""
+        keys = sorted(await self.redis.keys("*"))
+        return {key: await self.redis.dump(key) for key in keys}
+
+    async def living(self, *nodes: str) -> None:
+        for node in nodes:
+            await self.redis.set(names.NODES + node, "1")
+
+    async def length(self, stream: str) -> int:
+        return int(await self.redis.xlen(stream))
+
+
+_numbers = itertools.count(1)
+
+
+@asynccontextmanager
+async def bench(url: str, node: str = "asker", most: int = 2000) -> AsyncIterator[Bench]:
+    redis, batch = Redis.from_url(url), Batch(Link(url, "test-worker"))
+    store = RedisStore(batch)
+    gateway = RedisGateway(Batch(Link(url, "test-gateway")), Link(url, "test-replies"), node, most)
+    worker = RedisWorker(batch, store, {lane: Link(url, f"test-{lane}") for lane in Lane}, "consumer")
+    try:
+        yield Bench(redis, batch, store, gateway, worker)
+    finally:
+        await gateway.close()
+        await worker.close()
+        await redis.aclose()
+
+
+def outcome(*writes: Write, verdict: Verdict = Verdict.PASSED, **more: Any) -> Outcome:
+    return Outcome("logged_out", LoggedOut(), verdict, writes=writes, **more)
+
+
+def settlement(rid: str, done: Outcome, *, limits: tuple[Limit, ...] = (), **more: Any) -> Settlement:
+    audit = {"event": done.event, "code": done.code, "request": rid}
+    return Settlement(done, limits, Sealed(rid, b"box of " + rid.encode()), audit=audit, **more)
+
+
+def entry(rid: str = "rid", deadline: int = 0, lane: Lane = Lane.HASH) -> Entry:
+    return Entry(rid, "asker", "login", lane, deadline, b"wrapped\x00\xff", b"box\xfe" + rid.encode())
+
+
+async def taken(parts: Bench, lane: Lane = Lane.HASH, most: int = 10) -> list[Delivery]:
+    """What a worker takes; the first time it finds no group and makes it."""
+    found = await parts.worker.take(lane, most)
+    return list(found or await parts.worker.take(lane, most))
+
+
+async def in_hand(parts: Bench, rid: str = "rid", lane: Lane = Lane.HASH) -> Delivery:
+    await parts.admit(entry(rid, await parts.soon(), lane))
+    [delivery] = await taken(parts, lane)
+    return delivery
+
+
+async def pending(parts: Bench, lane: Lane = Lane.HASH) -> int:
+    return int((await parts.redis.xpending(names.lane(lane), names.GROUP))["pending"])
+
+
+# --- admit --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_admitted_entry_arrives_at_a_worker_as_it_was_sent(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        sent = entry(deadline=await parts.soon())
+        assert await parts.admit(sent) == Admitted(place=1, position=1, eta_ms=None)
+        [delivery] = await taken(parts)
+        assert (delivery.entry, delivery.lane, delivery.deliveries) == (sent, Lane.HASH, 1)
+
+
+@pytest.mark.parametrize(
+    ("here", "slots", "rate", "expected"),
+    [
+        pytest.param(0, 2, 100, Admitted(1, 0, 10), id="nobody waits"),
+        pytest.param(1, 2, 100, Admitted(1, 0, 20), id="the last free slot"),
+        pytest.param(2, 2, 100, Admitted(1, 1, 30), id="the first to wait"),
+        pytest.param(6, 2, 100, Admitted(1, 5, 70), id="the fifth to wait"),
+        pytest.param(9, 2, 0.5, Full(10_000), id="no answer before the deadline"),
+        pytest.param(19, 2, 2, Admitted(1, 18, 10_000), id="an answer at the deadline"),
+        pytest.param(20, 2, 1000, Full(10), id="full by count: half of it has to go"),
+        pytest.param(20, 0, 0, Full(None), id="full by count, and nobody works"),
+        pytest.param(0, 1, 0.01, Admitted(1, 0, 100_000), id="a free slot, however slow"),
+        pytest.param(0, 0, 0, Admitted(1, 1, None), id="nobody works"),
+        pytest.param(3, 0, 0, Admitted(1, 4, None), id="nobody works, three wait"),
+    ],
+)
+async def test_a_request_is_admitted_with_its_place_or_refused_by_count_or_by_time(
+    redis_url: str, here: int, slots: int, rate: float, expected: Admitted | Full
+) -> None:
+    async with bench(redis_url, most=20) as parts:
+        lane = names.lane(Lane.HASH)
+        for _ in range(here):
+            await parts.redis.xadd(lane, {"r": "other"})
+        if slots:
+            await parts.redis.hset(names.CAPACITY, mapping={"hash:slots": slots, "hash:rate": rate})
+        # what the clock goes on by between here and the script is given on top; the ETAs are far from it
+        found = await parts.admit(entry(deadline=await parts.now() + 10_500))
+        if isinstance(expected, Full) and expected.retry_after_ms == 10_000:
+            assert isinstance(found, Full)
+            assert found.retry_after_ms is not None
+            assert 9_500 <= found.retry_after_ms <= 10_000  # an ETA of 20 s, 10.5 s before the deadline
+        else:
+            assert found == expected
+        admitted = isinstance(expected, Admitted)
+        assert await parts.length(lane) == here + admitted
+        assert int(await parts.redis.get(names.lane_count(Lane.HASH)) or 0) == admitted
+
+
+async def test_one_lane_knows_nothing_of_the_other(redis_url: str) -> None:
+    async with bench(redis_url, most=1) as parts:
+        deadline = await parts.soon()
+        assert isinstance(await parts.admit(entry("1", deadline)), Admitted)
+        assert isinstance(await parts.admit(entry("2", deadline)), Full)
+        assert isinstance(await parts.admit(entry("3", deadline, Lane.FAST)), Admitted)
+
+
+@pytest.mark.parametrize("left", [0, -1, -60_000])
+async def test_what_comes_after_its_deadline_is_not_admitted(redis_url: str, left: int) -> None:
+    async with bench(redis_url) as parts:
+        assert await parts.admit(entry(deadline=await parts.now() + left)) == Expired()
+        assert await parts.length(names.lane(Lane.HASH)) == 0
+
+
+async def test_places_are_numbered_in_the_order_of_the_lane(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        deadline = await parts.soon()
+        found = await asyncio.gather(*(parts.admit(entry(str(n), deadline)) for n in range(50)))
+        places = {str(n): answer.place for n, answer in enumerate(found) if isinstance(answer, Admitted)}
+        order = [delivery.entry.rid for delivery in await taken(parts, most=50) if delivery.entry]
+        assert sorted(places, key=lambda rid: places[rid]) == order
+        assert sorted(places.values()) == list(range(1, 51))
+
+
+# --- NOSCRIPT -----------------------------------------------------------------------------------------------------
+
+
+async def test_scripts_that_the_server_has_lost_are_loaded_again_and_each_runs_once(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        deadline = await parts.soon()
+        await parts.admit(entry("0", deadline))
+        for _ in range(2):
+            await parts.redis.script_flush()
+            found = await asyncio.gather(*(parts.admit(entry(str(n), deadline)) for n in range(20)))
+            assert all(isinstance(answer, Admitted) for answer in found)
+        assert await parts.length(names.lane(Lane.HASH)) == 41
+
+
+async def test_answers_after_a_lost_script_go_to_who_asked(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.redis.script_flush()
+        plain, facts, again = await asyncio.gather(
+            parts.batch.command("ECHO", "plain"), parts.check(Needs(email=EMAIL)), parts.batch.command("ECHO", "again")
+        )
+        assert (plain, again) == (b"plain", b"again")
+        assert facts.needs.email == EMAIL
+
+
+async def test_a_script_that_fails_fails_alone(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.redis.set(names.SESSIONS + "string", "not a hash")
+        broken, whole = await asyncio.gather(
+            parts.store.check("1", await parts.soon(), Needs(session_id="string")),
+            parts.store.check("2", await parts.soon(), Needs(email=EMAIL)),
+            return_exceptions=True,
+        )
+        assert isinstance(broken, ResponseError)
+        assert isinstance(whole, Facts)
+
+
+# --- check: what is read ------------------------------------------------------------------------------------------
+
+
+async def test_nothing_is_found_in_an_empty_store(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        needs = Needs(email=EMAIL, session_id="s", challenge_id="c", devices=True, sessions=True)
+        before = await parts.now()
+        facts = await parts.check(needs)
+        assert facts == Facts(now=facts.now, needs=needs)
+        assert before <= facts.now <= await parts.now()
+        assert await parts.redis.keys("*") == []
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An account with two devices and a session, as the store has it."""
+
+    account: Account
+    device: Device
+    session: Session
+
+
+async def kept(parts: Bench, **changes: Any) -> Kept:
+    now = await parts.now()
+    has = account(created=now, locale="pt-BR", terms="2024-01", **changes)
+    of, started = device(), session(created=now, seen=now, rotated=now, user_id=has.id, device_name="Anas Gerät “1”")
+    await parts.made(CreateAccount(has, None, of))
+    await parts.made(StartSession(started, has, None))
+    return Kept(has, of, started)
+
+
+async def test_an_account_is_read_back_as_it_was_made(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        facts = await parts.check(Needs(email=EMAIL, devices=True))
+        assert (facts.account, facts.devices) == (made.account, (made.device,))
+        assert (facts.session, facts.sessions, facts.challenge) == (None, (), None)
+
+
+async def test_devices_and_sessions_are_read_only_where_they_are_needed(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await kept(parts)
+        facts = await parts.check(Needs(email=EMAIL))
+        assert (facts.devices, facts.sessions, facts.online) == ((), (), frozenset())
+
+
+async def test_a_session_brings_its_account(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        facts = await parts.check(Needs(session_id=made.session.id, devices=True, sessions=True))
+        assert (facts.session, facts.account, facts.sessions) == (made.session, made.account, (made.session,))
+        assert facts.devices == (made.device,)
+
+
+@pytest.mark.parametrize("taken_", [False, True], ids=["free", "taken"])
+async def test_a_challenge_brings_the_account_of_its_address(redis_url: str, taken_: bool) -> None:
+    async with bench(redis_url) as parts:
+        waits = await put_challenge(parts, user_id="0wrk1-another")
+        made = await kept(parts) if taken_ else None
+        facts = await parts.check(Needs(challenge_id=waits.id))
+        assert facts.challenge == waits
+        assert facts.account == (made.account if made else None)
+
+
+async def put_challenge(parts: Bench, **changes: Any) -> Challenge:
+    waits = await new_challenge(parts, **changes)
+    await parts.made(PutChallenge(waits))
+    return waits
+
+
+async def new_challenge(parts: Bench, **changes: Any) -> Challenge:
+    now = await parts.now()
+    return challenge(expires=now + HOUR, code_expires=now + 10 * MINUTE, **changes)
+
+
+async def test_a_disabled_account_and_one_without_locale_are_read_as_such(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        has = account(status="disabled")
+        await parts.made(CreateAccount(has, None, device()))
+        assert (await parts.check(Needs(email=EMAIL))).account == has
+
+
+async def test_all_living_sessions_are_listed_and_no_other(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        other = replace(made.session, id="0wrk1-other")
+        await parts.made(StartSession(other, made.account, None))
+        list_ = names.USERS + made.account.id + names.SESSIONS_OF
+        now = await parts.now()
+        await parts.redis.zadd(list_, {"expired": now - 1, "lost": now + DAY})
+        facts = await parts.check(Needs(session_id=other.id, sessions=True))
+        assert sorted(facts.sessions, key=lambda s: s.id) == sorted((made.session, other), key=lambda s: s.id)
+
+
+@pytest.mark.parametrize(
+    ("there", "too_many"), [(SESSIONS_PER_ACCOUNT - 1, 0), (SESSIONS_PER_ACCOUNT, 1), (SESSIONS_PER_ACCOUNT + 2, 3)]
+)
+async def test_a_login_reads_only_the_sessions_that_have_to_make_room_for_it(
+    redis_url: str, there: int, too_many: int
+) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        fields = await parts.redis.hgetall(names.SESSIONS + made.session.id)
+        list_ = names.USERS + made.account.id + names.SESSIONS_OF
+        now = await parts.now()
+        await parts.redis.delete(list_)
+        await parts.redis.zadd(list_, {"expired": now - 1})
+        for n in range(there):
+            await parts.redis.hset(names.SESSIONS + f"s{n}", mapping=fields)
+            await parts.redis.zadd(list_, {f"s{n}": now + DAY + n})
+        facts = await parts.check(Needs(email=EMAIL, crowd=True))
+        assert [found.id for found in facts.sessions] == [f"s{n}" for n in range(too_many)]  # the first to end
+        assert facts.online == frozenset()
+
+
+async def test_online_is_who_is_authenticated_on_a_node_that_lives(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        await parts.living("node-a")
+        online = {"node-a one": "s1", "node-a two": "s2", "node-dead one": "s3"}
+        await parts.redis.hset(names.ONLINE + made.account.id, mapping=online)
+        facts = await parts.check(Needs(session_id=made.session.id, sessions=True))
+        assert facts.online == {"s1", "s2"}
+
+
+# --- check: done and expired --------------------------------------------------------------------------------------
+
+ACCOUNT = Limit("account", "subject", 5, DAY, Counts.FAILURES, 30_000, 900_000, clears=True, waits=True)
+TRIES = Limit("tries", "subject", 3, HOUR, Counts.FAILURES, waits=True)
+USES = Limit("uses", "subject", 2, HOUR, Counts.USES)
+
+
+async def held(parts: Bench, limit: Limit) -> int:
+    return int(await parts.redis.zcard(names.held(limit.name, limit.subject)))
+
+
+async def counted(parts: Bench, limit: Limit) -> int:
+    return int(await parts.redis.hget(names.limit(limit.name, limit.subject), "n") or 0)
+
+
+@pytest.mark.parametrize("left", [0, -1])
+async def test_a_request_past_its_deadline_is_expired_and_reserves_nothing(redis_url: str, left: int) -> None:
+    async with bench(redis_url) as parts:
+        assert await parts.store.check("rid", await parts.now() + left, Needs(limits=(TRIES,))) == "expired"
+        assert await held(parts, TRIES) == 0
+
+
+async def test_a_settled_dropped_or_cancelled_request_is_done_and_reserves_nothing(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.settle(rid="settled")
+        await parts.store.drop("dropped", (), ())
+        await parts.gateway.cancel(["cancelled", "cancelled-too"])
+        for rid in ("settled", "dropped", "cancelled", "cancelled-too"):
+            assert await parts.store.check(rid, await parts.soon(), Needs(limits=(TRIES,))) == "done"
+        assert await parts.store.check("settled", 0, Needs()) == "done"  # which matters more than its time
+        assert await held(parts, TRIES) == 0
+
+
+async def test_a_cancellation_comes_too_late_for_what_is_settled_and_ends_by_itself(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.settle(rid="settled")
+        await parts.gateway.cancel(["settled", "cancelled"])
+        assert await parts.redis.get(names.done("settled")) == b"settled"
+        assert await parts.redis.get(names.done("cancelled")) == b"cancelled"
+        for rid in ("settled", "cancelled"):
+            # as long as a copy can be about: the longest deadline and the time to reclaim it
+            assert 44_000 < await parts.redis.pttl(names.done(rid)) <= 45_000
+
+
+# --- check: reservations ------------------------------------------------------------------------------------------
+
+
+async def test_checking_a_request_again_reserves_its_place_once(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        for _ in range(3):
+            assert (await parts.check(Needs(limits=(replace(TRIES, most=1), USES)))).refused == {}
+        assert (await held(parts, TRIES), await held(parts, USES)) == (1, 1)
+
+
+async def test_of_two_hundred_at_once_only_as_many_get_in_as_there_are_places(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        deadline = await parts.soon()
+        needs = Needs(limits=(ACCOUNT,))
+        found = await asyncio.gather(*(parts.store.check(f"{n}", deadline, needs) for n in range(200)))
+        assert [isinstance(facts, Facts) for facts in found] == [True] * 5 + [False] * 195
+        assert set(map(str, found[5:])) == {"wait"}
+        assert await held(parts, ACCOUNT) == 5
+
+
+async def test_a_limit_that_does_not_wait_refuses_while_its_places_are_reserved(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        for n in range(2):
+            assert (await parts.check(Needs(limits=(USES,)), rid=f"{n}")).refused == {}
+        assert (await parts.check(Needs(limits=(USES,)), rid="third")).refused == {"uses": 1000}
+        assert await held(parts, USES) == 2
+
+
+async def test_a_request_that_has_to_wait_for_one_limit_reserves_none(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        full = replace(TRIES, most=1)
+        await parts.check(Needs(limits=(full,)), rid="first")
+        assert await parts.store.check("second", await parts.soon(), Needs(limits=(USES, full))) == "wait"
+        assert (await held(parts, USES), await held(parts, full)) == (0, 1)
+
+
+async def test_a_request_that_one_limit_refuses_says_for_how_long(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.made(verdict=Verdict.FAILED, limits=(replace(TRIES, most=1),))
+        await parts.redis.pexpire(names.limit("tries", "subject"), 60_000)
+        refused = (await parts.check(Needs(limits=(USES, replace(TRIES, most=1))))).refused
+        assert list(refused) == ["tries"]
+        assert 59_000 < refused["tries"] <= 60_000
+
+
+async def test_a_reservation_that_is_never_settled_ends_when_no_copy_can_be_about(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        full, key = replace(TRIES, most=1), names.held("tries", "subject")
+        deadline = await parts.soon()
+        assert isinstance(await parts.store.check("first", deadline, Needs(limits=(full,))), Facts)
+        assert int(await parts.redis.zscore(key, "first")) == deadline + RECLAIM_MS
+        assert await parts.redis.pexpiretime(key) == deadline + RECLAIM_MS
+        assert await parts.store.check("second", deadline, Needs(limits=(full,))) == "wait"
+        await parts.redis.zadd(key, {"first": await parts.now() - 1})
+        assert (await parts.check(Needs(limits=(full,)), rid="second")).refused == {}
+        assert await parts.redis.zrange(key, 0, -1) == [b"second"]
+
+
+async def test_limits_of_other_subjects_and_names_are_other_limits(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        full = replace(TRIES, most=1)
+        await parts.check(Needs(limits=(full,)), rid="first")
+        others = (replace(full, subject="other"), replace(full, name="other"))
+        assert (await parts.check(Needs(limits=others), rid="second")).refused == {}
+
+
+# --- settle: limits -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [ACCOUNT, TRIES, USES], ids=lambda limit: limit.name)
+@pytest.mark.parametrize("verdict", Verdict)
+async def test_a_reserved_place_is_spent_or_comes_back(redis_url: str, limit: Limit, verdict: Verdict) -> None:
+    async with bench(redis_url) as parts:
+        bad = Verdict.PASSED if limit is USES else Verdict.FAILED
+        await parts.check(Needs(limits=(limit,)), rid="before")
+        await parts.made(rid="before", verdict=bad, limits=(limit,))
+        await parts.check(Needs(limits=(limit,)))
+        assert (await counted(parts, limit), await held(parts, limit)) == (1, 1)
+        await parts.made(rid="rid", verdict=verdict, limits=(limit,))
+        expected = 2 if verdict is bad else 0 if verdict is Verdict.PASSED and limit.clears else 1
+        assert (await counted(parts, limit), await held(parts, limit)) == (expected, 0)
+
+
+@pytest.mark.parametrize("how", ["dropped", "expired", "done"])
+async def test_the_place_of_what_is_not_evaluated_comes_back(redis_url: str, how: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.check(Needs(limits=(TRIES, USES)))
+        if how == "dropped":
+            await parts.store.drop("rid", (TRIES, USES), ())
+        else:
+            if how == "done":
+                await parts.gateway.cancel(["rid"])
+            left = -1 if how == "expired" else 10_000
+            for verdict in (Verdict.FAILED, Verdict.PASSED):
+                state = await parts.settle(rid="rid", verdict=verdict, limits=(TRIES, USES), left=left)
+                assert state in (how, "done")
+        for limit in (TRIES, USES):
+            assert (await counted(parts, limit), await held(parts, limit)) == (0, 0)
+
+
+async def fail(parts: Bench, limit: Limit = ACCOUNT) -> int:
+    """An attempt that is let in and fails; the delay in ms that follows, 0 without one."""
+    rid = f"attempt-{next(_numbers)}"
+    assert (await parts.check(Needs(limits=(limit,)), rid=rid)).refused == {}
+    await parts.made(rid=rid, verdict=Verdict.FAILED, limits=(limit,))
+    closed = await parts.redis.hget(names.limit(limit.name, limit.subject), "closed")
+    return int(closed) - await parts.now() if closed else 0
+
+
+async def reopen(parts: Bench) -> None:
+    """The delay has passed."""
+    await parts.redis.hset(names.limit("account", "subject"), "closed", await parts.now())
+
+
+async def test_five_failures_close_an_account_for_half_a_minute_doubling_to_fifteen(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        assert [await fail(parts) for _ in range(4)] == [0, 0, 0, 0]
+        for seconds in (30, 60, 120, 240, 480, 900, 900):
+            delay = await fail(parts)
+            assert seconds * 1000 - 1000 < delay <= seconds * 1000
+            refused = (await parts.check(Needs(limits=(ACCOUNT,)), rid="early")).refused
+            assert seconds * 1000 - 1000 < refused["account"] <= seconds * 1000
+            assert await held(parts, ACCOUNT) == 0
+            await reopen(parts)
+
+
+async def test_no_number_of_failures_makes_the_delay_longer_or_a_fault(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.redis.hset(names.limit("account", "subject"), "n", 5_000)
+        assert 899_000 < await fail(parts) <= 900_000
+
+
+async def test_after_a_delay_there_is_one_attempt_at_a_time(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        for _ in range(5):
+            await fail(parts)
+        await reopen(parts)
+        assert (await parts.check(Needs(limits=(ACCOUNT,)), rid="one")).refused == {}
+        assert await parts.store.check("two", await parts.soon(), Needs(limits=(ACCOUNT,))) == "wait"
+        await parts.made(rid="one", verdict=Verdict.UNJUDGED, limits=(ACCOUNT,))
+        assert (await parts.check(Needs(limits=(ACCOUNT,)), rid="two")).refused == {}
+
+
+async def test_a_success_forgets_the_failures_of_an_account_and_its_delay(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        for _ in range(5):
+            await fail(parts)
+        await reopen(parts)
+        await parts.check(Needs(limits=(ACCOUNT,)), rid="right")
+        await parts.made(rid="right", verdict=Verdict.PASSED, limits=(ACCOUNT,))
+        assert not await parts.redis.exists(names.limit("account", "subject"))
+        assert [await fail(parts) for _ in range(4)] == [0, 0, 0, 0]
+
+
+async def test_places_that_are_reserved_count_with_those_that_are_spent(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        for _ in range(3):
+            await fail(parts)
+        for rid in ("fourth", "fifth"):
+            assert (await parts.check(Needs(limits=(ACCOUNT,)), rid=rid)).refused == {}
+        assert await parts.store.check("sixth", await parts.soon(), Needs(limits=(ACCOUNT,))) == "wait"
+
+
+@pytest.mark.parametrize(("limit", "extended"), [(ACCOUNT, True), (TRIES, False)], ids=["a penalty", "a window"])
+async def test_a_window_ends_by_itself_and_only_a_penalty_extends_it(
+    redis_url: str, limit: Limit, extended: bool
+) -> None:
+    async with bench(redis_url) as parts:
+        key = names.limit(limit.name, limit.subject)
+        await fail(parts, limit)
+        assert limit.window_ms - 1000 < await parts.redis.pttl(key) <= limit.window_ms
+        await parts.redis.pexpire(key, 60_000)
+        await fail(parts, limit)
+        assert (await parts.redis.pttl(key) > 60_000) is extended
+
+
+async def test_a_window_that_is_used_up_is_closed_without_a_penalty_until_it_ends(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        for _ in range(3):
+            assert await fail(parts, TRIES) == 0
+        assert list((await parts.check(Needs(limits=(TRIES,)))).refused) == ["tries"]
+        await parts.redis.delete(names.limit("tries", "subject"))  # as its end does
+        assert (await parts.check(Needs(limits=(TRIES,)))).refused == {}
+
+
+# --- settle: every write ------------------------------------------------------------------------------------------
+
+
+async def test_a_confirmed_registration_is_an_account_and_its_challenge_is_gone(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        waits = await put_challenge(parts)
+        has = account(id=waits.user_id, password=waits.password)
+        await parts.made(CreateAccount(has, waits, device()))
+        facts = await parts.check(Needs(email=EMAIL, challenge_id=waits.id, devices=True))
+        assert (facts.account, facts.devices, facts.challenge) == (has, (device(),), None)
+
+
+async def test_a_challenge_ends_by_itself(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        waits = await put_challenge(parts)
+        assert await parts.redis.pexpiretime(names.CHALLENGES + waits.id) == waits.expires
+
+
+async def test_a_new_code_replaces_the_old_and_the_challenge_lives_no_longer_for_it(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        waits = await put_challenge(parts)
+        renewed = replace(waits, code_mac="wrk1:new", code_expires=waits.code_expires + 5000)
+        await parts.made(RenewCode(renewed))
+        assert (await parts.check(Needs(challenge_id=waits.id))).challenge == renewed
+        assert await parts.redis.pexpiretime(names.CHALLENGES + waits.id) == waits.expires
+
+
+async def test_a_session_ends_by_itself_when_its_time_is_over(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        key, list_ = names.SESSIONS + made.session.id, names.USERS + made.account.id + names.SESSIONS_OF
+        ends = made.session.created + 7 * DAY
+        assert (await parts.redis.pexpiretime(key), await parts.redis.zscore(list_, made.session.id)) == (ends, ends)
+
+
+async def test_a_new_session_clears_the_list_of_those_that_are_over(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        list_ = names.USERS + made.account.id + names.SESSIONS_OF
+        await parts.redis.zadd(list_, {"over": await parts.now() - 1})
+        fresh = replace(made.session, id="0wrk1-fresh", created=await parts.now())
+        await parts.made(StartSession(fresh, made.account, None))
+        assert set(await parts.redis.zrange(list_, 0, -1)) == {made.session.id.encode(), b"0wrk1-fresh"}
+
+
+async def test_the_trusted_device_of_a_session_has_been_seen_under_its_name(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        started = replace(made.session, id="0wrk1-second", device_ref=made.device.ref, device_name="New ‘name’")
+        await parts.made(StartSession(started, made.account, made.device))
+        facts = await parts.check(Needs(session_id=started.id, devices=True))
+        assert facts.session == started
+        assert facts.devices == (replace(made.device, name="New ‘name’", seen=started.created),)
+
+
+async def test_a_rotation_counts_on_and_a_confirmation_only_sees(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        now = made.session.created + 5000
+        await parts.made(RotateSession(made.session, now))
+        rotated = replace(made.session, counter=made.session.counter + 1, rotated=now, seen=now)
+        facts = await parts.check(Needs(session_id=made.session.id))
+        assert facts.session == rotated
+        await parts.made(ConfirmSession(rotated, now + 5000))
+        assert (await parts.check(Needs(session_id=made.session.id))).session == replace(rotated, seen=now + 5000)
+        ends = now + 5000 + 7 * DAY
+        list_ = names.USERS + made.account.id + names.SESSIONS_OF
+        assert await parts.redis.pexpiretime(names.SESSIONS + made.session.id) == ends
+        assert await parts.redis.zscore(list_, made.session.id) == ends
+
+
+async def test_however_often_it_is_seen_a_session_ends_thirty_days_after_its_login(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        await parts.made(ConfirmSession(made.session, made.session.created + 29 * DAY))
+        ends = await parts.redis.pexpiretime(names.SESSIONS + made.session.id)
+        assert ends == made.session.created + 30 * DAY
+
+
+async def test_an_ended_session_is_known_as_ended_until_time_would_have_ended_it(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        await parts.made(EndSession(made.session, "logout"))
+        facts = await parts.check(Needs(session_id=made.session.id, sessions=True))
+        assert facts.session == replace(made.session, ended="logout")
+        assert facts.sessions == ()
+        assert await parts.redis.pexpiretime(names.SESSIONS + made.session.id) == made.session.created + 7 * DAY
+
+
+async def test_a_session_that_is_ended_twice_is_ended(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        states = await asyncio.gather(*(parts.settle(EndSession(made.session, f"reason {n}")) for n in range(5)))
+        assert states == ["settled"] * 5
+        facts = await parts.check(Needs(session_id=made.session.id, sessions=True))
+        assert facts.session is not None
+        assert facts.session.ended.startswith("reason")
+        assert facts.sessions == ()
+
+
+async def test_a_password_is_swapped_only_where_the_old_one_still_is(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        old = made.account.password
+        states = [await parts.settle(UpgradePassword(made.account.id, old, f"pep1:new-{n}")) for n in range(20)]
+        assert set(states) == {"settled"}  # somebody else was quicker: nothing to refuse a login for
+        facts = await parts.check(Needs(email=EMAIL))
+        assert facts.account == replace(made.account, password="pep1:new-0")
+        await parts.made(UpgradePassword("0wrk1-nobody", old, "pep1:x"))
+        assert not await parts.redis.exists(names.USERS + "0wrk1-nobody")
+
+
+async def test_of_many_confirmations_of_one_address_one_makes_an_account(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = [await put_challenge(parts, id=f"c{n}", user_id=f"u{n}", password=f"pep1:{n}") for n in range(20)]
+        writes = [CreateAccount(account(id=c.user_id, password=c.password), c, device(ref=c.id)) for c in made]
+        states = await asyncio.gather(*map(parts.settle, writes))
+        assert sorted(states) == ["conflict"] * 19 + ["settled"]
+        winner = states.index("settled")
+        facts = await parts.check(Needs(email=EMAIL, devices=True))
+        assert facts.account == writes[winner].account
+        assert [found.ref for found in facts.devices] == [f"c{winner}"]
+
+
+async def test_of_many_rotations_of_one_token_one_counts(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        write = RotateSession(made.session, made.session.created)
+        states = await asyncio.gather(*(parts.settle(write) for _ in range(50)))
+        assert sorted(states) == ["conflict"] * 49 + ["settled"]
+        facts = await parts.check(Needs(session_id=made.session.id))
+        assert facts.session is not None
+        assert facts.session.counter == made.session.counter + 1
+
+
+# --- settle: conflicts --------------------------------------------------------------------------------------------
+
+USER, SESSION, CHALLENGE = names.USERS + account().id, names.SESSIONS + session().id, names.CHALLENGES + challenge().id
+
+
+@pytest.mark.parametrize(
+    ("write", "change"),
+    [
+        pytest.param(
+            CreateAccount(account(id="0wrk1-new"), None, device()), ("ECHO", ""), id="an account for a taken address"
+        ),
+        pytest.param(
+            CreateAccount(account(email="new@example.com"), challenge(), device()),
+            ("DEL", CHALLENGE),
+            id="an account whose challenge is gone",
+        ),
+        pytest.param(
+            CreateAccount(account(email="new@example.com"), challenge(), device()),
+            ("HSET", CHALLENGE, "user", "0wrk1-other"),
+            id="an account whose challenge is another's",
+        ),
+        pytest.param(RenewCode(challenge()), ("DEL", CHALLENGE), id="a code for a challenge that is gone"),
+        pytest.param(
+            StartSession(session(id="0wrk1-new"), account(), None),
+            ("HINCRBY", USER, "version", 1),
+            id="a session of an account that changed",
+        ),
+        pytest.param(
+            StartSession(session(id="0wrk1-new"), account(), None),
+            ("DEL", USER),
+            id="a session of an account that is gone",
+        ),
+        pytest.param(RotateSession(session(), 1), ("HINCRBY", SESSION, "counter", 1), id="a rotation that was quicker"),
+        pytest.param(RotateSession(session(), 1), ("HSET", SESSION, "ended", "logout"), id="a rotation after the end"),
+        pytest.param(RotateSession(session(), 1), ("DEL", SESSION), id="a rotation of nothing"),
+        pytest.param(RotateSession(session(), 1), ("HSET", SESSION, "user", "x"), id="a rotation of another's session"),
+        pytest.param(ConfirmSession(session(), 1), ("HSET", SESSION, "ended", "logout"), id="a sight after the end"),
+        pytest.param(ConfirmSession(session(), 1), ("DEL", SESSION), id="a sight of nothing"),
+        pytest.param(EndSession(session(), "logout"), ("DEL", SESSION), id="the end of nothing"),
+    ],
+)
+@pytest.mark.parametrize("place", ["first", "last"])
+async def test_a_conflict_leaves_everything_as_it_was(
+    redis_url: str, write: Write, change: tuple[str, ...], place: str
+) -> None:
+    async with bench(redis_url) as parts:
+        await kept(parts)
+        await put_challenge(parts)
+        await parts.redis.execute_command(*change)
+        await parts.check(Needs(limits=(TRIES, USES)))
+        delivery = await in_hand(parts)
+        await parts.living("asker")
+        await parts.redis.hset(names.ONLINE + account().id, "asker here", "s")
+        others: tuple[Write, ...] = (
+            PutChallenge(await new_challenge(parts, id="0wrk1-other")),
+            UpgradePassword(account().id, account().password, "pep1:new"),
+        )
+        writes = (write, *others) if place == "first" else (*others, write)
+        told = notice("logout")
+        plan = settlement(
+            "rid",
+            outcome(*writes, identity=Identity(account().id, "new")),
+            limits=(TRIES, USES),
+            notices=((told, entries.sign_notice(EDGE, told)),),
+            mails=((MAIL, sealed_mail(), (MAILS,)),),
+            presence=("asker", "here"),
+        )
+        before = await parts.snapshot()
+        assert await parts.end(delivery, plan) == "conflict"
+        assert await parts.snapshot() == before
+        assert await pending(parts) == 1
+
+
+async def test_an_untouched_session_and_account_are_no_conflict(redis_url: str) -> None:
+    """The table above fails for its changes, and for nothing else."""
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        waits = await put_challenge(parts)
+        for write in (
+            RenewCode(waits),
+            StartSession(replace(made.session, id="0wrk1-new"), made.account, None),
+            RotateSession(made.session, made.session.created),
+            ConfirmSession(made.session, made.session.created),
+            EndSession(made.session, "logout"),
+            CreateAccount(account(id=waits.user_id, email="new@example.com"), waits, device()),
+        ):
+            assert await parts.settle(write) == "settled"
+
+
+# --- settle: once, in time, and with its delivery -----------------------------------------------------------------
+
+
+async def test_a_settled_request_has_its_effect_its_reply_and_its_acknowledgement_together(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts)
+        has = account()
+        done = outcome(CreateAccount(has, None, device()))
+        assert await parts.end(delivery, settlement("rid", done)) == "settled"
+        assert (await parts.check(Needs(email=EMAIL), rid="later")).account == has
+        assert await parts.length(names.lane(Lane.HASH)) == 0
+        assert await pending(parts) == 0
+        assert await anext(parts.gateway.replies()) == Sealed("rid", b"box of rid")
+        [(_, event)] = await parts.redis.xrange(names.EVENTS)
+        assert event == {b"event": b"logged_out", b"code": b"ok", b"request": b"rid"}
+        assert 59_000 < await parts.redis.pttl(names.REPLIES + "asker") <= 60_000
+
+
+async def test_a_request_that_is_delivered_twice_takes_effect_and_is_answered_once(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        deadline = await parts.soon()
+        for _ in range(2):
+            await parts.admit(entry(deadline=deadline))
+        first, copy = await taken(parts)
+        await parts.check(Needs(limits=(USES,)))
+        plan = settlement(
+            "rid",
+            outcome(PutChallenge(await new_challenge(parts))),
+            limits=(USES,),
+            mails=((MAIL, sealed_mail(), (MAILS,)),),
+        )
+        assert await parts.end(first, plan) == "settled"
+        after = await parts.snapshot()
+        assert await parts.end(copy, plan) == "done"
+        again = await parts.snapshot()
+        lane = names.lane(Lane.HASH).encode()
+        assert {key for key in again | after if again.get(key) != after.get(key)} == {lane}
+        assert await parts.length(names.lane(Lane.HASH)) == 0
+        assert await pending(parts) == 0
+        assert await counted(parts, USES) == 1
+
+
+@pytest.mark.parametrize("left", [0, -1])
+async def test_past_its_deadline_a_request_has_no_effect_and_no_reply_but_is_acknowledged(
+    redis_url: str, left: int
+) -> None:
+    async with bench(redis_url) as parts:
+        await parts.admit(entry(deadline=await parts.soon()))
+        [delivery] = await taken(parts)
+        assert delivery.entry is not None
+        late = replace(delivery, entry=replace(delivery.entry, deadline=await parts.now() + left))
+        plan = settlement("rid", outcome(CreateAccount(account(), None, device())), mails=((MAIL, sealed_mail(), ()),))
+        assert await parts.end(late, plan) == "expired"
+        keys = set(await parts.redis.keys("*"))
+        assert keys == {
+            names.lane(Lane.HASH).encode(),
+            names.lane_count(Lane.HASH).encode(),
+            names.done("rid").encode(),
+        }
+        assert (await parts.length(names.lane(Lane.HASH)), await pending(parts)) == (0, 0)
+        assert await parts.end(delivery, plan) == "done"
+
+
+async def test_a_conflict_past_the_deadline_is_only_late(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        assert await parts.settle(EndSession(session(), "logout"), left=-1) == "expired"
+
+
+async def test_a_cancelled_request_is_acknowledged_without_effect_or_reply(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts)
+        await parts.gateway.cancel(["rid"])
+        plan = settlement("rid", outcome(CreateAccount(account(), None, device())))
+        assert await parts.end(delivery, plan) == "done"
+        assert (await parts.check(Needs(email=EMAIL), rid="later")).account is None
+        assert await parts.length(names.REPLIES + "asker") == 0
+        assert (await parts.length(names.lane(Lane.HASH)), await pending(parts)) == (0, 0)
+
+
+async def test_a_dropped_request_is_done_acknowledged_and_unanswered(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts)
+        await parts.check(Needs(limits=(TRIES,)))
+        await parts.worker.drop(delivery, (TRIES,))
+        assert await parts.store.check("rid", await parts.soon(), Needs()) == "done"
+        assert (await held(parts, TRIES), await counted(parts, TRIES)) == (0, 0)
+        assert await parts.length(names.REPLIES + "asker") == 0
+        assert (await parts.length(names.lane(Lane.HASH)), await pending(parts)) == (0, 0)
+
+
+async def test_a_dead_letter_has_no_box_and_its_client_is_told(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts)
+        failure = entries.sign_failure(EDGE, "rid", Code.INTERNAL)
+        await parts.worker.bury(delivery, "the seal does not hold", ("asker", failure))
+        assert await anext(parts.gateway.replies()) == failure
+        [(_, letter)] = await parts.redis.xrange(names.DEAD)
+        assert set(letter) == {b"lane", b"reason", b"r", b"n", b"e", b"d"}
+        assert (letter[b"r"], letter[b"reason"], letter[b"lane"]) == (b"rid", b"the seal does not hold", b"hash")
+        assert (await parts.length(names.lane(Lane.HASH)), await pending(parts)) == (0, 0)
+        assert await parts.store.check("rid", await parts.soon(), Needs()) == "done"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"x": "y"}, id="other fields"),
+        pytest.param({"r": "rid", "n": "n", "e": "login", "w": "w", "x": "x"}, id="no deadline"),
+        pytest.param({"r": "rid", "n": "n", "e": "login", "d": "soon", "w": "w", "x": "x"}, id="a deadline in words"),
+        pytest.param({"r": b"\xff", "n": "n", "e": "login", "d": "1", "w": "w", "x": "x"}, id="an id that is no text"),
+    ],
+)
+async def test_what_is_no_entry_is_taken_as_none_and_can_be_buried(redis_url: str, fields: dict[Any, Any]) -> None:
+    async with bench(redis_url) as parts:
+        await parts.redis.xadd(names.lane(Lane.HASH), fields)
+        [delivery] = await taken(parts)
+        assert delivery.entry is None
+        await parts.worker.bury(delivery, "not an entry", None)
+        assert (await parts.length(names.lane(Lane.HASH)), await pending(parts)) == (0, 0)
+        assert await parts.length(names.DEAD) == 1
+
+
+# --- settle: mails ------------------------------------------------------------------------------------------------
+
+MAIL = Mail("confirmation", EMAIL, "en", "12345678")
+MAILS = Limit("mails", EMAIL, 2, HOUR, Counts.USES)
+MAILS_IP = Limit("mails_ip", "192.0.2.7", 3, HOUR, Counts.USES)
+
+
+def sealed_mail(id: str = "0wrk1-mail") -> SealedMail:
+    return SealedMail(id, b"wrapped\xff\x00", b"box\xfe")
+
+
+async def test_a_mail_arrives_at_the_mailer_as_it_was_sealed_and_is_gone_when_done(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        queue = RedisMailQueue(Link(redis_url, "test-mailer"), "mailer")
+        try:
+            await parts.made(mails=((MAIL, sealed_mail(), (MAILS,)),))
+            [(token, found)] = await queue.take(10) or await queue.take(10)  # the first makes the group
+            assert found == sealed_mail()
+            await queue.done(token)
+            assert await parts.length(names.MAIL) == 0
+        finally:
+            await queue.close()
+
+
+async def test_past_a_limit_a_mail_is_not_sent_and_everything_else_is_the_same(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        for n in range(4):
+            write = PutChallenge(await new_challenge(parts, id=f"c{n}"))
+            await parts.made(write, mails=((MAIL, sealed_mail(f"m{n}"), (MAILS,)),))
+        assert [fields[b"id"] for _, fields in await parts.redis.xrange(names.MAIL)] == [b"m0", b"m1"]
+        assert await parts.redis.exists(*(names.CHALLENGES + f"c{n}" for n in range(4))) == 4
+        assert await parts.length(names.REPLIES + "asker") == 4
+        assert await counted(parts, MAILS) == 2
+
+
+async def test_a_mail_that_one_limit_holds_back_spends_no_place_of_the_other(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        for n in range(4):
+            await parts.made(mails=((MAIL, sealed_mail(f"m{n}"), (MAILS, MAILS_IP)),))
+        assert (await counted(parts, MAILS), await counted(parts, MAILS_IP)) == (2, 2)
+        other = replace(MAILS, subject="other@example.com")
+        for n in range(4, 7):
+            await parts.made(mails=((MAIL, sealed_mail(f"m{n}"), (other, MAILS_IP)),))
+        assert (await counted(parts, other), await counted(parts, MAILS_IP)) == (1, 3)
+        assert await parts.length(names.MAIL) == 3
+
+
+async def test_the_window_of_a_mail_limit_begins_with_its_first_mail(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        key = names.limit(MAILS.name, MAILS.subject)
+        await parts.made(mails=((MAIL, sealed_mail(), (MAILS,)),))
+        assert HOUR - 1000 < await parts.redis.pttl(key) <= HOUR
+        await parts.redis.pexpire(key, 60_000)
+        await parts.made(mails=((MAIL, sealed_mail(), (MAILS,)),))
+        assert await parts.redis.pttl(key) <= 60_000
+        await parts.redis.delete(key)
+        await parts.made(mails=((MAIL, sealed_mail("later"), (MAILS,)),))
+        assert await parts.length(names.MAIL) == 3
+
+
+async def test_two_mails_of_one_request_are_counted_one_by_one(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.made(mails=tuple((MAIL, sealed_mail(f"m{n}"), (MAILS,)) for n in range(4)))
+        assert (await parts.length(names.MAIL), await counted(parts, MAILS)) == (2, 2)
+
+
+# --- settle: notices and presence ---------------------------------------------------------------------------------
+
+
+def notice(reason: str, user_id: str = account().id) -> Notice:
+    return Notice(user_id, "s", SessionEnded(session_id="s", reason=reason), ("node-a", "one"), close=True)
+
+
+async def notify(parts: Bench, *told: Notice) -> dict[Notice, Signed]:
+    signed = {one: entries.sign_notice(EDGE, one) for one in told}
+    await parts.made(notices=tuple(signed.items()))
+    return signed
+
+
+async def test_a_notice_goes_once_to_every_living_node_where_the_account_is_online(redis_url: str) -> None:
+    async with bench(redis_url, node="node-a") as parts:
+        await parts.living("node-a", "node-b", "node-idle")
+        online = {
+            "node-a one": "s1",
+            "node-a two": "s2",
+            "node-b one": "s3",
+            "node-dead one": "s4",
+            "node-dead two": "s5",
+        }
+        await parts.redis.hset(names.ONLINE + account().id, mapping=online)
+        told = notice("logout")
+        signed = (await notify(parts, told))[told]
+        assert await anext(parts.gateway.replies()) == signed
+        opened = entries.open_signed(EDGE, signed)
+        assert isinstance(opened, entries.OpenedNotice)
+        assert (opened.user_id, opened.event, opened.close) == (account().id, "session_ended", True)
+        lengths = {node: await parts.length(names.REPLIES + f"node-{node}") for node in ("a", "b", "idle", "dead")}
+        assert lengths == {"a": 1, "b": 1, "idle": 0, "dead": 0}
+        assert 59_000 < await parts.redis.pttl(names.REPLIES + "node-b") <= 60_000
+
+
+async def test_whoever_was_online_on_a_dead_node_is_so_no_longer(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.living("node-a")
+        online = {"node-a one": "s1", "node-dead one": "s4", "node-dead two": "s5"}
+        await parts.redis.hset(names.ONLINE + account().id, mapping=online)
+        await notify(parts, notice("logout"))
+        assert await parts.redis.hkeys(names.ONLINE + account().id) == [b"node-a one"]
+
+
+async def test_an_account_that_is_nowhere_online_is_told_nothing(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.living("node-a")
+        await parts.redis.hset(names.ONLINE + "0wrk1-other", "node-a one", "s")
+        await notify(parts, notice("logout"))
+        assert await parts.length(names.REPLIES + "node-a") == 0
+
+
+async def test_several_notices_arrive_in_their_order(redis_url: str) -> None:
+    async with bench(redis_url, node="node-a") as parts:
+        await parts.living("node-a")
+        await parts.redis.hset(names.ONLINE + account().id, "node-a two", "s")
+        signed = await notify(parts, *(notice(f"reason {n}") for n in range(3)))
+        replies = parts.gateway.replies()
+        assert [await anext(replies) for _ in range(3)] == list(signed.values())
+
+
+async def test_who_caused_a_notice_is_not_told_of_it_but_whoever_else_is_there(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.living("node-a")
+        online = names.ONLINE + account().id
+        for connection, told in (("node-a one", 0), ("node-a two", 1)):
+            await parts.redis.hset(online, connection, "s")
+            await notify(parts, notice("logout"))
+            assert await parts.length(names.REPLIES + "node-a") == told
+
+
+async def test_a_connection_that_is_authenticated_with_a_notice_is_not_there_yet_to_be_told(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.living("node-a")
+        told = replace(notice("logout"), spare=("node-b", "other"))
+        signed = ((told, entries.sign_notice(EDGE, told)),)
+        plan = settlement("rid", outcome(identity=Identity(account().id, "s")), presence=HERE, notices=signed)
+        assert await parts.keep("rid", await parts.soon(), plan) == "settled"
+        assert await parts.length(names.REPLIES + "node-a") == 0
+        assert await parts.redis.hkeys(names.ONLINE + account().id) == [b"node-a one"]
+
+
+HERE = ("node-a", "one")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "forget", "expected"),
+    [
+        pytest.param(None, Identity("u1", "s1"), False, {"u1": "s1"}, id="authenticated"),
+        pytest.param(Identity("u1", "s0"), Identity("u1", "s1"), False, {"u1": "s1"}, id="another session of the same"),
+        pytest.param(Identity("u0", "s0"), Identity("u1", "s1"), False, {"u1": "s1"}, id="somebody else"),
+        pytest.param(Identity("u1", "s1"), None, True, {}, id="forgotten"),
+        pytest.param(Identity("u1", "s1"), None, False, {"u1": "s1"}, id="neither"),
+        pytest.param(None, None, True, {}, id="forgotten, nobody before"),
+    ],
+)
+async def test_presence_follows_what_a_connection_is_authenticated_as(
+    redis_url: str, before: Identity | None, after: Identity | None, forget: bool, expected: dict[str, str]
+) -> None:
+    async with bench(redis_url) as parts:
+        if before is not None:
+            await parts.redis.hset(names.ONLINE + before.user_id, "node-a one", before.session_id)
+        done = outcome(identity=after, forget=forget)
+        plan = settlement("rid", done, presence=HERE, previous=before)
+        assert await parts.keep("rid", await parts.soon(), plan) == "settled"
+        found = {}
+        for user in ("u0", "u1"):
+            for name, session_id in (await parts.redis.hgetall(names.ONLINE + user)).items():
+                assert name == b"node-a one"
+                found[user] = session_id.decode()
+        assert found == expected
+
+
+async def test_presence_ends_by_itself_and_when_a_connection_leaves(redis_url: str) -> None:
+    async with bench(redis_url, node="node-a") as parts:
+        plan = settlement("rid", outcome(identity=Identity("u1", "s1")), presence=HERE)
+        await parts.keep("rid", await parts.soon(), plan)
+        assert 29 * DAY < await parts.redis.pttl(names.ONLINE + "u1") <= 30 * DAY
+        await parts.gateway.leave([("u1", "other"), ("u2", "one")])
+        assert await parts.redis.exists(names.ONLINE + "u1")
+        await parts.gateway.leave([("u1", "one")])
+        assert not await parts.redis.exists(names.ONLINE + "u1")
+
+
+async def test_what_is_secret_in_an_outcome_is_not_written_to_its_audit(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        done = Outcome("email_confirmed", EmailConfirmed(device_token="0wrk1.s3cret"), mails=(MAIL,))
+        plan = settlement("rid", done, mails=((MAIL, sealed_mail(), (MAILS,)),))
+        await parts.keep("rid", await parts.soon(), plan)
+        everything = b"".join((await parts.snapshot()).values())
+        assert b"s3cret" not in everything
+        assert MAIL.code.encode() not in everything
+
+
+async def test_a_refusal_is_recorded_with_its_code(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        done = Outcome("login_failure", refusal(Code.INVALID_CREDENTIALS), Verdict.FAILED)
+        await parts.keep("rid", await parts.soon(), settlement("rid", done))
+        [(_, event)] = await parts.redis.xrange(names.EVENTS)
+        assert (event[b"event"], event[b"code"]) == (b"login_failure", b"invalid_credentials")
+
+
+# --- return -------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_given_back_goes_to_the_tail_of_its_lane(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        deadline = await parts.soon()
+        for rid in ("first", "second"):
+            await parts.admit(entry(rid, deadline))
+        [delivery] = await taken(parts, most=1)
+        await parts.worker.give_back(delivery)
+        again = await taken(parts)
+        assert [found.entry for found in again] == [entry("second", deadline), entry("first", deadline)]
+        assert (await pending(parts), await parts.length(names.lane(Lane.HASH))) == (2, 2)
+        assert await parts.redis.get(names.lane_count(Lane.HASH)) == b"3"
+
+
+async def test_what_has_been_ended_meanwhile_is_not_given_back(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts)
+        await parts.end(delivery, settlement("rid", outcome()))
+        await parts.worker.give_back(delivery)
+        assert await parts.length(names.lane(Lane.HASH)) == 0
+
+
+async def test_giving_back_twice_makes_one_entry(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts)
+        await parts.worker.give_back(delivery)
+        await parts.worker.give_back(delivery)
+        assert (await parts.length(names.lane(Lane.HASH)), await pending(parts)) == (1, 0)
+
+
+# --- reap ---------------------------------------------------------------------------------------------------------
+
+
+async def hung(parts: Bench, delivery: Delivery, consumer: str = "dead") -> None:
+    """Another consumer has held it for longer than any work takes."""
+    idle = ("IDLE", TAKEN_OVER_AFTER_MS + 1, "RETRYCOUNT", 1)
+    await parts.redis.execute_command(
+        "XCLAIM", names.lane(delivery.lane), names.GROUP, consumer, 0, delivery.token, *idle
+    )
+
+
+async def consumers(parts: Bench) -> dict[bytes, int]:
+    found = await parts.redis.xinfo_consumers(names.lane(Lane.HASH), names.GROUP)
+    return {info["name"]: info["pending"] for info in found}
+
+
+async def test_nothing_is_taken_over_where_there_is_no_group_or_nothing_hangs(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        assert await parts.worker.reap() == []
+        await in_hand(parts)
+        assert await parts.worker.reap() == []
+
+
+async def test_what_a_dead_worker_holds_is_taken_over_and_counted(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts)
+        for deliveries in (2, 3):
+            await hung_again(parts, delivery, deliveries - 1)
+            [again] = await parts.worker.reap()
+            assert again == replace(delivery, deliveries=deliveries)
+            assert await parts.worker.reap() == []  # it is in hand now
+        assert (await consumers(parts))[b"consumer"] == 1
+        assert await parts.end(again, settlement("rid", outcome())) == "settled"
+        assert (await parts.length(names.lane(Lane.HASH)), await pending(parts)) == (0, 0)
+
+
+async def hung_again(parts: Bench, delivery: Delivery, times: int) -> None:
+    idle = ("IDLE", TAKEN_OVER_AFTER_MS + 1, "RETRYCOUNT", times)
+    await parts.redis.execute_command(
+        "XCLAIM", names.lane(delivery.lane), names.GROUP, "dead", 0, delivery.token, *idle
+    )
+
+
+async def test_what_was_deleted_while_it_was_in_hand_haunts_nobody(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts)
+        await hung(parts, delivery)
+        await parts.redis.xdel(names.lane(Lane.HASH), delivery.token)
+        assert await pending(parts) == 1
+        assert await parts.worker.reap() == []
+        assert await pending(parts) == 0
+
+
+async def reap(parts: Bench, *, idle: int = 0, most: int = 64, gone: int = 600_000) -> list[Any]:
+    found = await parts.batch.script(lua.REAP, [names.lane(Lane.HASH)], names.GROUP, "consumer", idle, most, gone)
+    return list(found)
+
+
+async def test_no_more_is_taken_over_at_once_than_was_asked_for(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        deadline = await parts.soon()
+        for n in range(5):
+            await parts.admit(entry(str(n), deadline))
+        for delivery in await taken(parts):
+            await hung(parts, delivery)
+        first, rest = await reap(parts, idle=1000, most=2), await reap(parts, idle=1000)
+        assert (len(first), len(rest)) == (2, 3)
+        assert len({token for token, *_ in first + rest}) == 5
+
+
+async def test_a_consumer_that_is_gone_is_removed_unless_it_holds_something(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await in_hand(parts)
+        for name in ("gone", "holding"):
+            await parts.redis.xgroup_createconsumer(names.lane(Lane.HASH), names.GROUP, name)
+        await parts.admit(entry("other", await parts.soon()))
+        await parts.redis.xreadgroup(names.GROUP, "holding", {names.lane(Lane.HASH): ">"})
+        await reap(parts, idle=60_000)
+        assert await consumers(parts) == {b"consumer": 1, b"gone": 0, b"holding": 1}  # it may come back yet
+        await reap(parts, idle=60_000, gone=-1)
+        assert await consumers(parts) == {b"consumer": 1, b"holding": 1}
+        assert await pending(parts) == 2
+
+
+async def test_a_worker_never_removes_itself(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts)
+        await parts.worker.drop(delivery, ())
+        await reap(parts, gone=-1)
+        assert await consumers(parts) == {b"consumer": 0}
+
+
+async def test_a_lost_group_is_made_anew_and_passes_nothing_over(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await in_hand(parts)
+        await parts.admit(entry("waiting", await parts.soon()))
+        await parts.redis.xgroup_destroy(names.lane(Lane.HASH), names.GROUP)
+        assert await parts.worker.reap() == []
+        assert [found.entry.rid for found in await taken(parts) if found.entry] == ["rid", "waiting"]
+
+
+# --- beat ---------------------------------------------------------------------------------------------------------
+
+ONE: dict[Lane, tuple[int, float]] = {Lane.FAST: (128, 500.5), Lane.HASH: (2, 60.25)}
+
+
+def another(parts: Bench, url: str, name: str) -> RedisWorker:
+    return RedisWorker(parts.batch, parts.store, {}, name)
+
+
+async def capacity(parts: Bench) -> dict[str, tuple[int, float]]:
+    return {str(lane): (depth.slots, depth.rate) for lane, depth in (await parts.gateway.depths()).items()}
+
+
+async def test_what_all_living_workers_can_do_is_added_up(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        assert await capacity(parts) == {"fast": (0, 0.0), "hash": (0, 0.0)}
+        before = await parts.now()
+        assert before <= await parts.worker.beat(ONE) <= await parts.now()
+        assert await capacity(parts) == {"fast": (128, 500.5), "hash": (2, 60.25)}
+        await another(parts, redis_url, "second").beat({Lane.HASH: (4, 100.5)})
+        assert await capacity(parts) == {"fast": (128, 500.5), "hash": (6, 160.75)}
+        await parts.worker.beat({Lane.HASH: (1, 10.0)})  # a beat replaces the one before
+        assert await capacity(parts) == {"fast": (0, 0.0), "hash": (5, 110.5)}
+        assert await parts.redis.hget(names.CAPACITY, "workers") == b"2"
+
+
+@pytest.mark.parametrize(
+    ("age", "counts"),
+    [
+        pytest.param(WORKER_LIVES_MS - 2000, True, id="heard of lately"),
+        pytest.param(WORKER_LIVES_MS + 1, False, id="silent for too long"),
+        pytest.param(-WORKER_LIVES_MS - 2000, False, id="of a clock that was set back"),
+    ],
+)
+async def test_a_worker_that_is_silent_is_forgotten(redis_url: str, age: int, counts: bool) -> None:
+    async with bench(redis_url) as parts:
+        heard = {"at": await parts.now() - age, "lanes": {"hash": [8, 200.0]}}
+        await parts.redis.hset(names.WORKERS, "silent", msgspec.msgpack.encode(heard))
+        await parts.worker.beat(ONE)
+        assert (await capacity(parts))["hash"] == ((10, 260.25) if counts else (2, 60.25))
+        assert await parts.redis.hexists(names.WORKERS, "silent") is counts
+
+
+async def test_a_worker_that_leaves_counts_no_longer_and_after_the_last_nobody_works(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        other = another(parts, redis_url, "second")
+        await parts.worker.beat(ONE)
+        await other.beat(ONE)
+        await other.beat({})
+        assert (await capacity(parts))["hash"] == (2, 60.25)
+        await parts.worker.beat({})
+        assert not await parts.redis.exists(names.CAPACITY, names.WORKERS)
+
+
+async def test_when_all_workers_die_at_once_what_they_could_do_ends_by_itself(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.worker.beat(ONE)
+        assert 0 < await parts.redis.pttl(names.CAPACITY) <= WORKER_LIVES_MS
+
+
+async def test_depths_tell_how_many_of_a_lane_have_ended(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        deadline = await parts.soon()
+        for n in range(3):
+            await parts.admit(entry(str(n), deadline))
+        first, *_ = await taken(parts)
+        await parts.worker.drop(first, ())
+        depth = (await parts.gateway.depths())[Lane.HASH]
+        assert (depth.ended, depth.length) == (1, 2)
+
+
+# --- all of it keeps to its keys ----------------------------------------------------------------------------------
+
+
+async def test_every_key_carries_the_tag_of_its_shard(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await kept(parts)
+        await put_challenge(parts)
+        await parts.worker.beat(ONE)
+        await parts.gateway.heartbeat()
+        delivery = await in_hand(parts)
+        await parts.check(Needs(limits=(ACCOUNT, USES)))
+        told = notice("logout")
+        plan = settlement(
+            "rid",
+            outcome(verdict=Verdict.FAILED, identity=Identity("u", "s")),
+            limits=(ACCOUNT, USES),
+            mails=((MAIL, sealed_mail(), (MAILS,)),),
+            notices=((told, entries.sign_notice(EDGE, told)),),
+            presence=HERE,
+        )
+        await parts.end(delivery, plan)
+        keys = await parts.redis.keys("*")
+        assert len(keys) > 12
+        assert all(key.startswith(b"fin:{0}:") for key in keys)
