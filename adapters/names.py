@@ -48,3 +48,11 @@ def limit(name: str, subject: str) -> str:
 
 def held(name: str, subject: str) -> str:
     return f"{_TAG}held:{name}:{subject}"
+
+
+def same(id: str) -> str:
+    return f"{_TAG}same:{id}"
+
+
+def joined(id: str) -> str:
+    return f"{_TAG}joined:{id}"

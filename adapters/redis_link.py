@@ -184,7 +184,8 @@ def refusal(error: ResponseError) -> Exception:
     passing = ("LOADING", "OOM", "MISCONF", "READONLY", "BUSY ", "MASTERDOWN", "NOREPLICAS", "background saving")
     if any(word in text for word in passing) or type(error).__name__ in ("BusyLoadingError", "OutOfMemoryError"):
         return Unavailable(f"Redis: {text}")
-    log.error("refused by Redis", extra={"fields": {"reason": text[:300]}})
+    if "NOGROUP" not in text and "no such key" not in text:  # a group that is not there yet is nobody's fault
+        log.error("refused by Redis", extra={"fields": {"reason": text[:300]}})
     return error
 
 

@@ -12,7 +12,7 @@ from adapters import names
 from adapters.lua import CHECK, SETTLE
 from adapters.redis_link import Batch, Command
 from app import rules
-from app.ports import Settlement, State
+from app.ports import Record, Settlement, State
 from app.records import (
     Account,
     Challenge,
@@ -24,7 +24,7 @@ from app.records import (
     Limit,
     Needs,
     PutChallenge,
-    RenewCode,
+    Recorded,
     RotateSession,
     Session,
     StartSession,
@@ -34,6 +34,7 @@ from app.records import (
 )
 
 RECLAIM_MS = 15_000  # how long after its deadline a copy of a request can still turn up: reclaim time, with a margin
+RECORD_KEPT_MS = 600_000  # the contract's ten minutes
 REPLIES_KEPT_MS = 60_000  # a dead node's reply stream cleans itself up
 ONLINE_KEPT_MS = rules.SESSION_ABSOLUTE_MS
 EVENTS_KEPT = 100_000
@@ -89,6 +90,13 @@ class RedisStore:
             refused={needs.limits[n - 1].name: wait for n, wait in refused},
         )
 
+    async def recall(self, same: str) -> Recorded | None:
+        session_id, outcome = await self._batch.command("HMGET", names.same(same), "session", "outcome")
+        return None if outcome is None else Recorded(unpack(outcome), session_id.decode())
+
+    async def forget(self, same: str) -> None:
+        await self._batch.command("DEL", names.same(same))
+
     async def settle(
         self,
         rid: str,
@@ -105,7 +113,8 @@ class RedisStore:
         swaps: list[Command] = []
         for write in outcome.writes:
             _translate(write, conditions, commands, swaps)
-        commands.append(("XADD", names.EVENTS, "MAXLEN", "~", EVENTS_KEPT, "*", *_flat(settlement.audit)))
+        if settlement.audit:
+            commands.append(("XADD", names.EVENTS, "MAXLEN", "~", EVENTS_KEPT, "*", *_flat(settlement.audit)))
         commands += reply
         plan = {
             **_plan(rid, deadline, settlement.limits, outcome.verdict, delivery),
@@ -113,17 +122,12 @@ class RedisStore:
             "commands": commands,
             "swaps": swaps,
             "presence": _presence(settlement),
+            "record": _record(settlement.record),
             "notices": [
                 (names.ONLINE + notice.user_id, " ".join(notice.spare), text(s.body), text(s.mac))
                 for notice, s in settlement.notices
             ],
-            "mails": [
-                (
-                    [(names.limit(lim.name, lim.subject), lim.most, lim.window_ms) for lim in limits],
-                    ("XADD", names.MAIL, "*", "id", sealed.id, "w", text(sealed.wrapped), "x", text(sealed.box)),
-                )
-                for _, sealed, limits in settlement.mails
-            ],
+            "mails": _mails(settlement, conditions),
         }
         return await self._settle(rid, plan, patience)
 
@@ -167,6 +171,30 @@ def _plan(
     }
 
 
+def _mails(settlement: Settlement, conditions: list[Command]) -> list[tuple[Any, ...]]:
+    """Each mail as its limits and what is done if it is sent."""
+    found = []
+    for number, (_, sealed, limits) in enumerate(settlement.mails):
+        counters = [(names.limit(lim.name, lim.subject), lim.most, lim.window_ms) for lim in limits]
+        entry = ("id", sealed.id, "w", text(sealed.wrapped), "x", text(sealed.box))
+        commands: list[Command] = [("XADD", names.MAIL, "*", *entry)]
+        if number == 0 and settlement.outcome.renewed is not None:
+            challenge = settlement.outcome.renewed.challenge
+            key = names.CHALLENGES + challenge.id
+            conditions.append((challenge.email, "HGET", key, "email"))
+            commands.append(("HSET", key, "code", challenge.code_mac, "code_expires", challenge.code_expires))
+        found.append((counters, commands))
+    return found
+
+
+def _record(record: Record | None) -> tuple[Any, ...] | None:
+    if record is None:
+        return None
+    outcome = "" if record.box is None else text(record.box)
+    keys = (names.same(record.same), names.joined(record.same))
+    return (*keys, record.session_id, outcome, RECORD_KEPT_MS, text(record.word.body), text(record.word.mac))
+
+
 def _keys(limit: Limit) -> tuple[str, str]:
     return names.limit(limit.name, limit.subject), names.held(limit.name, limit.subject)
 
@@ -181,10 +209,6 @@ def _translate(write: Write, conditions: list[Command], commands: list[Command],
             key = names.CHALLENGES + challenge.id
             commands.append(("HSET", key, *_flat(_challenge_fields(challenge))))
             commands.append(("PEXPIREAT", key, challenge.expires))
-        case RenewCode(challenge):
-            key = names.CHALLENGES + challenge.id
-            conditions.append((challenge.email, "HGET", key, "email"))
-            commands.append(("HSET", key, "code", challenge.code_mac, "code_expires", challenge.code_expires))
         case CreateAccount(account, of, device):
             user = names.USERS + account.id
             conditions.append(("", "GET", names.EMAILS + account.email))

@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from adapters import names
 from adapters.lua import ADMIT, BEAT, REAP, RETURN
 from adapters.redis_link import Batch, Command, Link, refusal
-from adapters.redis_store import REPLIES_KEPT_MS, RedisStore, pack, text, unpack
+from adapters.redis_store import RECLAIM_MS, REPLIES_KEPT_MS, RedisStore, pack, text, unpack
 from app.messages import Lane
 from app.ports import (
     Admitted,
@@ -24,6 +24,7 @@ from app.ports import (
     Entry,
     Expired,
     Full,
+    Known,
     LaneDepth,
     Sealed,
     SealedMail,
@@ -44,6 +45,7 @@ CONSUMER_GONE_MS = 600_000
 REPLIES_A_READ = 500
 REPLIES_KEPT = 10_000
 MOST_REAPED = 64
+MOST_JOINED = 8
 DEAD_KEPT = 10_000
 DONE_KEPT_MS = 45_000
 
@@ -57,16 +59,25 @@ class RedisGateway:
         self._last = "0"
         self._closed = False
 
-    async def admit(self, entry: Entry, patience: float) -> Admitted | Full | Expired:
-        fields = ("r", entry.rid, "n", entry.node, "e", entry.event, "d", entry.deadline)
-        boxes = ("w", entry.wrapped, "x", entry.box)
+    async def admit(self, entry: Entry, patience: float) -> Admitted | Full | Expired | Known:
         keys = [names.lane(entry.lane), names.lane_count(entry.lane), names.CAPACITY]
-        args = (entry.lane, self._max_queue, entry.deadline, *fields, *boxes)
-        match await self._batch.script(ADMIT, keys, *args, patience=patience):
+        if entry.same and not entry.replay:
+            keys += [names.same(entry.same), names.joined(entry.same)]
+        fields = {"r": entry.rid, "n": entry.node, "e": entry.event, "d": entry.deadline, "s": entry.same}
+        named = [item for pair in fields.items() for item in pair]
+        about = (entry.lane, self._max_queue, entry.deadline, entry.rid, entry.node, MOST_JOINED, RECLAIM_MS)
+        boxes = ("p", int(entry.replay), "w", entry.wrapped, "x", entry.box)
+        match await self._batch.script(ADMIT, keys, *about, *named, *boxes, patience=patience):
             case [b"admitted", place, position, eta]:
                 return Admitted(place, position, None if eta < 0 else eta)
             case [b"full", _, wait]:
                 return Full(None if wait < 0 else wait)
+            case [b"joined"]:
+                return Known("joined")
+            case [b"done"]:
+                return Known("done")
+            case [b"crowded"]:
+                return Known("crowded")
             case _:
                 return Expired()
 
@@ -269,7 +280,8 @@ def _delivery(lane: Lane, id: bytes, fields: Sequence[bytes] | None, deliveries:
 def _entry(lane: Lane, fields: dict[str, bytes]) -> Entry | None:
     try:
         rid, node, event = (fields[name].decode() for name in ("r", "n", "e"))
-        return Entry(rid, node, event, lane, int(fields["d"]), fields["w"], fields["x"])
+        same, replay = fields["s"].decode(), fields["p"] == b"1"
+        return Entry(rid, node, event, lane, int(fields["d"]), fields["w"], fields["x"], same, replay)
     except (KeyError, ValueError):
         return None
 
@@ -278,7 +290,7 @@ def _reply(fields: dict[str, bytes]) -> Sealed | Signed | None:
     try:
         if fields.get("k") == b"reply":
             return Sealed(fields["r"].decode(), unpack(fields["x"]))
-        return Signed(unpack(fields["x"]), unpack(fields["m"]))
+        return Signed(unpack(fields["x"]), unpack(fields["m"]), fields.get("r", b"").decode())
     except (KeyError, ValueError):
         log.error("not a reply", extra={"fields": {"names": sorted(fields)[:10]}})
         return None

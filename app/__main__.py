@@ -92,7 +92,8 @@ async def _gateway(settings: Settings) -> int:
     node = f"{tokens.SHARD}-{secrets.token_urlsafe(9)}"
     broker = RedisGateway(Batch(Link(url, "gateway")), Link(url, "replies"), node, settings.max_queue)
     gateway = Gateway(settings, broker, node, keys.seal_keys(Ring.SEAL, private=False))
-    app = create_app(settings, gateway, tokens.jwks(keys.token_keys(private=False).public))
+    token_keys = keys.token_keys(private=False)
+    app = create_app(settings, gateway, lambda: tokens.jwks(token_keys.public))
     drains: list[asyncio.Task[None]] = []
     _on_signals(lambda: drains.append(asyncio.create_task(gateway.drain())))
     log.info("listening", extra={"fields": {"host": settings.host, "port": settings.port, "node": node}})

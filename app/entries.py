@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import orjson
 from msgspec import Struct
 
-from app.messages import KINDS, Code, Frame, Kind, Lane, Reply, Request, encode_data
+from app.messages import KINDS, Code, Frame, Kind, Lane, Reply, Request, canonical, encode_data
 from app.ports import Entry, Sealed, SealedMail, Signed
 from app.records import Identity, Mail, Notice, Origin, Outcome
-from app.sealing import Envelope, Opener, Unreadable, associated
+from app.sealing import Envelope, Opener, Unreadable, associated, open_kept, seal_kept
 from app.settings import Secrets
 
 # --- requests: gateway → worker ------------------------------------------------------------------------------
@@ -24,18 +24,27 @@ class _RequestBody(Struct, frozen=True):
     origin: Origin
 
 
-def pack_request(envelope: Envelope, rid: str, frame: Frame, origin: Origin, deadline: int) -> Entry:
+def sameness(edge: Secrets, frame: Frame, session_id: str) -> str:
+    """What makes a request with a key the same request: its key, event and data, and the session it needs."""
+    about = associated(frame.key or "", frame.kind.event, canonical(frame.data), session_id)
+    return hmac.new(edge.current.value, b"same\0" + about, "sha256").hexdigest()
+
+
+def pack_request(
+    envelope: Envelope, rid: str, frame: Frame, origin: Origin, deadline: int, same: str = "", *, replay: bool = False
+) -> Entry:
+    """`replay`: ask for what became of the same request; that never hashes, whatever the request."""
     kind = frame.kind
     body = orjson.dumps({"data": orjson.Fragment(encode_data(frame.data)), "origin": origin})
-    box = envelope.seal(body, _bound(rid, origin.node, kind.event, kind.lane, deadline, envelope.wrapped))
-    return Entry(rid, origin.node, kind.event, kind.lane, deadline, envelope.wrapped, box)
+    lane = Lane.FAST if replay else kind.lane
+    entry = Entry(rid, origin.node, kind.event, lane, deadline, envelope.wrapped, b"", same, replay)
+    return replace(entry, box=envelope.seal(body, _bound(entry)))
 
 
 def open_request(opener: Opener, entry: Entry) -> tuple[Envelope, Kind, Request, Origin]:
     """Unreadable for what no gateway of this deployment can have written, or no request of this version is."""
     envelope = opener.envelope(entry.wrapped)
-    bound = _bound(entry.rid, entry.node, entry.event, entry.lane, entry.deadline, entry.wrapped)
-    body = envelope.open(entry.box, bound)
+    body = envelope.open(entry.box, _bound(entry))
     kind = KINDS.get(entry.event)
     if kind is None:
         raise Unreadable(f"no request {entry.event[:64]!r}")
@@ -46,8 +55,9 @@ def open_request(opener: Opener, entry: Entry) -> tuple[Envelope, Kind, Request,
         raise Unreadable(f"not a request: {error}") from None
 
 
-def _bound(rid: str, node: str, event: str, lane: Lane, deadline: int, wrapped: bytes) -> bytes:
-    return associated(rid, node, event, lane, deadline, wrapped)
+def _bound(entry: Entry) -> bytes:
+    e = entry
+    return associated(e.rid, e.node, e.event, e.lane, e.deadline, e.wrapped, e.same, int(e.replay))
 
 
 # --- replies: worker → the gateway that asked ---------------------------------------------------------------------
@@ -58,8 +68,13 @@ class OpenedReply:
     event: str
     data: bytes = field(repr=False)  # JSON
     code: str
-    identity: Identity | None
-    forget: bool
+    identity: Identity | None = None
+    forget: bool = False
+    even: bool = False
+
+
+# A worker's word to the gateway, never to a client: nothing is recorded that may be given again; admit it anew.
+ANEW = OpenedReply("", b"null", "")
 
 
 class _ReplyBody(Struct, frozen=True):
@@ -68,22 +83,69 @@ class _ReplyBody(Struct, frozen=True):
     code: str
     identity: Identity | None = None
     forget: bool = False
+    even: bool = False
 
 
-def pack_reply(envelope: Envelope, rid: str, outcome: Outcome) -> Sealed:
-    data = msgspec.Raw(encode_data(outcome.data))
-    body = _ReplyBody(outcome.event, data, outcome.code, outcome.identity, outcome.forget)
-    return Sealed(rid, envelope.seal_back(msgspec.json.encode(body), associated("reply", rid)))
+def reply_of(outcome: Outcome) -> OpenedReply:
+    data = encode_data(outcome.data)
+    return OpenedReply(outcome.event, data, outcome.code, outcome.identity, outcome.forget, outcome.even)
+
+
+def pack_reply(envelope: Envelope, rid: str, reply: OpenedReply) -> Sealed:
+    return Sealed(rid, envelope.seal_back(_reply_text(reply), associated("reply", rid)))
 
 
 def open_reply(envelope: Envelope, reply: Sealed) -> OpenedReply:
     """Unreadable unless a worker of this deployment sealed it for this envelope and this request."""
+    return _read_reply(envelope.open_back(reply.box, associated("reply", reply.rid)))
+
+
+def _reply_text(reply: OpenedReply) -> bytes:
+    data = msgspec.Raw(reply.data)
+    body = _ReplyBody(reply.event, data, reply.code, reply.identity, reply.forget, reply.even)
+    return msgspec.json.encode(body)
+
+
+def _read_reply(text: bytes) -> OpenedReply:
     try:
-        text = envelope.open_back(reply.box, associated("reply", reply.rid))
         body = msgspec.json.decode(text, type=_ReplyBody)
     except msgspec.MsgspecError as error:
         raise Unreadable(f"not a reply: {error}") from None
-    return OpenedReply(body.event, bytes(body.data), body.code, body.identity, body.forget)
+    return OpenedReply(body.event, bytes(body.data), body.code, body.identity, body.forget, body.even)
+
+
+# --- outcomes kept for a request that is sent again: worker → any worker --------------------------------------------
+
+
+@dataclass(frozen=True)
+class OpenedRecord:
+    """`session_id`: the session the outcome speaks for; it is given again only while that lives."""
+
+    reply: OpenedReply
+    session_id: str
+
+
+class _RecordBody(Struct, frozen=True):
+    reply: msgspec.Raw
+    session_id: str
+
+
+def pack_record(secret: Secrets, same: str, reply: OpenedReply, session_id: str) -> bytes:
+    body = _RecordBody(msgspec.Raw(_reply_text(reply)), session_id)
+    return secret.current.kid.encode() + b"." + seal_kept(secret.current, msgspec.json.encode(body), same.encode())
+
+
+def open_record(secret: Secrets, same: str, box: bytes) -> OpenedRecord:
+    """Unreadable unless a worker of this deployment kept it for this very request."""
+    kid, _, sealed = box.partition(b".")
+    kept_under = secret.find(kid.decode(errors="replace"))
+    if kept_under is None:
+        raise Unreadable("kept under a worker secret that is not here")
+    try:
+        body = msgspec.json.decode(open_kept(kept_under, sealed, same.encode()), type=_RecordBody)
+    except msgspec.MsgspecError as error:
+        raise Unreadable(f"not an outcome: {error}") from None
+    return OpenedRecord(_read_reply(bytes(body.reply)), body.session_id)
 
 
 # --- pushes and failures: signed, nothing secret in them ------------------------------------------------------------
@@ -105,6 +167,21 @@ class OpenedFailure:
 
     rid: str
     code: Code
+
+
+@dataclass(frozen=True)
+class OpenedWord:
+    """The request that `same` names has ended: with an error `code` for all who joined it, or recorded."""
+
+    same: str
+    code: Code | None
+    retry_after_ms: int | None
+
+
+class _WordBody(Struct, frozen=True, tag="word"):
+    same: str
+    code: Code | None = None
+    retry_after_ms: int | None = None
 
 
 class _NoticeBody(Struct, frozen=True, tag="notice"):
@@ -131,22 +208,28 @@ def sign_failure(edge: Secrets, rid: str, code: Code) -> Signed:
     return _sign(edge, _FailureBody(rid, code))
 
 
-def open_signed(edge: Secrets, signed: Signed) -> OpenedNotice | OpenedFailure:
+def sign_word(edge: Secrets, same: str, code: Code | None, retry_after_ms: int | None) -> Signed:
+    return _sign(edge, _WordBody(same, code, retry_after_ms))
+
+
+def open_signed(edge: Secrets, signed: Signed) -> OpenedNotice | OpenedFailure | OpenedWord:
     """Unreadable unless somebody with the edge secret wrote it."""
     kid, _, mac = signed.mac.partition(b":")
     secret = edge.find(kid.decode(errors="replace"))
     if secret is None or not hmac.compare_digest(hmac.digest(secret.value, b"signed\0" + signed.body, "sha256"), mac):
         raise Unreadable("the signature does not hold")
     try:
-        body = msgspec.json.decode(signed.body, type=_NoticeBody | _FailureBody)
+        body = msgspec.json.decode(signed.body, type=_NoticeBody | _FailureBody | _WordBody)
     except msgspec.MsgspecError as error:
         raise Unreadable(f"not a push: {error}") from None
     if isinstance(body, _FailureBody):
         return OpenedFailure(body.rid, body.code)
+    if isinstance(body, _WordBody):
+        return OpenedWord(body.same, body.code, body.retry_after_ms)
     return OpenedNotice(body.user_id, body.session_id, body.event, bytes(body.data), body.spare, body.close)
 
 
-def _sign(edge: Secrets, body: _NoticeBody | _FailureBody) -> Signed:
+def _sign(edge: Secrets, body: _NoticeBody | _FailureBody | _WordBody) -> Signed:
     text, secret = msgspec.json.encode(body), edge.current
     return Signed(text, secret.kid.encode() + b":" + hmac.digest(secret.value, b"signed\0" + text, "sha256"))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, cast
 
@@ -402,6 +402,9 @@ class BadFrame(Exception):
         self.code, self.id, self.field = code, id, field
 
 
+KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
+
+
 class _Envelope(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     event: Text64
     id: Text64
@@ -417,7 +420,7 @@ class Frame:
     id: str
     kind: Kind
     data: Request
-    key: str | None
+    key: str | None = field(repr=False)  # never logged
     timeout_ms: int
 
 
@@ -439,14 +442,20 @@ def decode(frame: bytes) -> Frame:
         envelope = msgspec.convert(value, _Envelope)
     except msgspec.ValidationError as error:
         raise BadFrame(Code.BAD_REQUEST, id, field_of(error)) from None
-    kind = KINDS.get(envelope.event)
+    return typed(envelope.event, envelope.data, id, envelope.key, envelope.timeout_ms)
+
+
+def typed(
+    event: str, data: object, id: str | None, key: str | None = None, timeout_ms: int = DEFAULT_TIMEOUT_MS
+) -> Frame:
+    """A request by its name and its parsed data. Raises BadFrame."""
+    kind = KINDS.get(event)
     if kind is None:
         raise BadFrame(Code.UNKNOWN_EVENT, id)
     try:
-        data = msgspec.convert(envelope.data, kind.data)
+        return Frame(id or "", kind, msgspec.convert(data, kind.data), key, timeout_ms)
     except msgspec.ValidationError as error:
         raise BadFrame(Code.BAD_REQUEST, id, field_of(error)) from None
-    return Frame(envelope.id, kind, data, envelope.key, envelope.timeout_ms)
 
 
 def parse_json(text: bytes) -> object:
@@ -479,6 +488,11 @@ def field_of(error: msgspec.ValidationError) -> str | None:
     text = str(error)
     found = re.search(r"(?:field `([^`]*)`)|`\$\.([A-Za-z0-9_]+)", text)
     return (found[1] or found[2]) if found else None
+
+
+def canonical(data: Request) -> bytes:
+    """The same bytes for the same request data, however a client wrote it."""
+    return orjson.dumps(msgspec.to_builtins(data), option=orjson.OPT_SORT_KEYS)
 
 
 def encode(event: str, id: str | None, data: bytes) -> bytes:

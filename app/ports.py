@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from app.messages import Lane
-from app.records import Facts, Identity, Limit, Mail, Needs, Notice, Outcome
+from app.records import Facts, Identity, Limit, Mail, Needs, Notice, Outcome, Recorded
 
 
 class Unavailable(Exception):
@@ -28,6 +28,8 @@ class Entry:
     deadline: int  # ms of the store's clock
     wrapped: bytes = field(repr=False)  # sealing.Envelope.wrapped
     box: bytes = field(repr=False)
+    same: str = ""  # what identifies it among requests sent with a key: entries.sameness
+    replay: bool = False  # asks for what became of the request that `same` names
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,13 @@ class Full:
 @dataclass(frozen=True)
 class Expired:
     """Not let in: the deadline had passed."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Not let in: the same request is. JOINED: word of its end will come as a Signed. DONE: ask for a replay."""
+
+    state: Literal["joined", "done", "crowded"]  # crowded: eight wait for it already
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Signed:
 
     body: bytes
     mac: bytes = field(repr=False)
+    rid: str = ""  # the request that joined, where it is word of the one it joined
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,17 @@ class Settlement:
     presence: tuple[str, str] | None = None  # (node, connection) that the outcome's identity belongs to
     previous: Identity | None = None  # what that connection was authenticated as before
     audit: dict[str, str] = field(default_factory=dict)  # no secrets
+    record: Record | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What to remember of a request that was sent with a key, for ten minutes; and the word to those who joined it."""
+
+    same: str
+    session_id: str
+    box: bytes | None = field(repr=False)  # None: an `error`, not recorded
+    word: Signed
 
 
 class State:
@@ -120,7 +141,7 @@ class State:
 class GatewayBroker(Protocol):
     """The gateway's side of the broker."""
 
-    async def admit(self, entry: Entry, patience: float) -> Admitted | Full | Expired:
+    async def admit(self, entry: Entry, patience: float) -> Admitted | Full | Expired | Known:
         """Queue a request or refuse it at once; never wait for room. It may wait `patience` seconds for company.
 
         Admitted means durable: it survives the death of any process, and of the broker. Unavailable means that it may
@@ -203,6 +224,14 @@ class Store(Protocol):
 
         Or, reserving nothing: State.DONE, EXPIRED, or WAIT (a limit's places are all in use: give it back).
         """
+        ...
+
+    async def recall(self, same: str) -> Recorded | None:
+        """What became of the request that was sent with a key; None when nobody knows."""
+        ...
+
+    async def forget(self, same: str) -> None:
+        """What became of it is of no more use: sent again, it is a new request."""
         ...
 
 

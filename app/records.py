@@ -137,13 +137,26 @@ class Identity:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a request came from, as its gateway saw it; sealed with the request."""
+    """Where a request came from, as its gateway saw it; sealed with the request.
+
+    A connection has an identity; a REST call brings a token instead, which only a worker can verify.
+    """
 
     node: str
-    connection: str
+    connection: str  # "" for a REST call: there is nothing to push to
     ip: str
     network: str  # what limits count by: the IPv4 address, the IPv6 /64
     identity: Identity | None = None
+    bearer: str = field(default="", repr=False)
+    refresh_token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What became of a request that was sent with a key. `box` None: it is pending, or ended in an `error`."""
+
+    box: bytes | None = field(repr=False)
+    session_id: str  # whose it was, where it needed a session
 
 
 # --- what deciding comes to -----------------------------------------------------------------------------------
@@ -151,13 +164,6 @@ class Origin:
 
 @dataclass(frozen=True)
 class PutChallenge:
-    challenge: Challenge
-
-
-@dataclass(frozen=True)
-class RenewCode:
-    """A new code for a challenge; its count of failed tries stays."""
-
     challenge: Challenge
 
 
@@ -210,16 +216,7 @@ class UpgradePassword:
     new: str = field(repr=False)
 
 
-Write = (
-    PutChallenge
-    | RenewCode
-    | CreateAccount
-    | StartSession
-    | RotateSession
-    | ConfirmSession
-    | EndSession
-    | UpgradePassword
-)
+Write = PutChallenge | CreateAccount | StartSession | RotateSession | ConfirmSession | EndSession | UpgradePassword
 
 
 @dataclass(frozen=True)
@@ -230,6 +227,13 @@ class Mail:
     to: str
     locale: str = ""
     code: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class RenewedCode:
+    """A challenge whose older code the mail's replaces: only if the mail is sent. Its count of failed tries stays."""
+
+    challenge: Challenge
 
 
 @dataclass(frozen=True)
@@ -264,9 +268,11 @@ class Outcome:
     verdict: Verdict = Verdict.UNJUDGED
     writes: tuple[Write, ...] = ()
     mails: tuple[Mail, ...] = ()
+    renewed: RenewedCode | None = None  # by the first of the mails
     notices: tuple[Notice, ...] = ()
     identity: Identity | None = None  # what the connection is authenticated as from here on
     forget: bool = False  # the connection is authenticated no longer
+    even: bool = False  # it leaves on a coarse grid of time, so that how long deciding took does not show
     subject: str = ""  # the account concerned, for the audit
 
     def with_writes(self, *more: Write) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -23,7 +24,6 @@ CODE_TRIES = 5
 PENDING_REGISTRATIONS = 5
 FIRST_DELAY_MS, LONGEST_DELAY_MS = 30 * SECOND, 15 * MINUTE
 SESSIONS_PER_ACCOUNT = 100  # the longest unseen one makes room
-DEVICES_PER_ACCOUNT = 50
 
 # --- limits -------------------------------------------------------------------------------------------------
 
@@ -105,6 +105,21 @@ def settle_limit(limit: Limit, verdict: Verdict) -> Settling:
     if verdict is Verdict.FAILED:
         return Settling.SPEND
     return Settling.CLEAR if verdict is Verdict.PASSED and limit.clears else Settling.FREE
+
+
+# --- even times ---------------------------------------------------------------------------------------------
+
+GRID_MS = 250.0
+
+
+def even_delay(elapsed_ms: float, hash_ms: float) -> float:
+    """How long a refusal of credentials is held back, so that it leaves on a coarse grid.
+
+    An unknown address costs one hash with today's parameters, an older record perhaps far less: the grid is at least
+    twice today's cost, so both fall into the same cell.
+    """
+    grid = GRID_MS * max(1, math.ceil(2 * hash_ms / GRID_MS))
+    return math.ceil(elapsed_ms / grid) * grid - elapsed_ms
 
 
 # --- sessions -------------------------------------------------------------------------------------------------

@@ -13,26 +13,25 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from app import entries, handlers, rules
+from app.credit import FAST_CREDIT, LaneHold, Turn
 from app.handlers.common import Context, error
 from app.keys import SealKeys
-from app.messages import Code, Kind, Lane, Request
+from app.messages import Code, Kind, Lane, LoggedOut, Refusal, Request
 from app.passwords import Hasher, PasswordCheck
-from app.ports import Delivery, SealedMail, Settlement, State, Store, Unavailable, WorkerBroker
-from app.records import Facts, Mail, Needs, Origin, Outcome
+from app.ports import Delivery, Record, SealedMail, Settlement, State, Store, Unavailable, WorkerBroker
+from app.records import ConfirmSession, Facts, Identity, Mail, Needs, Origin, Outcome, Session
 from app.sealing import Envelope, Opener, Unreadable
 from app.settings import Settings
 from app.tokens import Mint, new_id
 
 log = logging.getLogger("finthenticate")
 T = TypeVar("T")
+EMPTY = LoggedOut()  # the data of an outcome whose reply is at hand already
 
-FAST_CREDIT = 128
-HASH_AHEAD_MS = 100  # work in hand keeps the threads busy this long: no thread waits for a round trip, none hoards
-SETTLE_PATIENCE_SECONDS = 0.03
 MOST_PARKED = 256
 PARK_MS = 50
 ROUNDS = 3
@@ -55,68 +54,7 @@ class Work:
     request: Request
     origin: Origin
     deadline: int
-
-
-class LaneHold:
-    """How much of one lane this worker has in hand, and how fast it works it off."""
-
-    def __init__(self, lane: Lane, slots: int) -> None:
-        self.lane, self.slots = lane, slots
-        self.held = 0
-        self.room = asyncio.Event()
-        self._hash_ms = 30.0  # until measured
-        self._rate = 500.0  # FAST, until measured
-        self._ended, self._busy_seconds, self._busy_since = 0, 0.0, 0.0
-
-    @property
-    def credit(self) -> int:
-        if self.lane is Lane.FAST:
-            return FAST_CREDIT
-        return self.slots * (2 + int(HASH_AHEAD_MS / max(self._hash_ms, 1.0)))
-
-    @property
-    def patience(self) -> float:
-        """How long an outcome may wait for others: not at all at rest, a little while there is a backlog."""
-        return SETTLE_PATIENCE_SECONDS if self.lane is Lane.HASH and self.held > 2 * self.slots else 0.0
-
-    def hashed(self, ms: float) -> None:
-        self._hash_ms += (ms - self._hash_ms) * 0.1
-
-    def take(self) -> None:
-        if self.held == 0:
-            self._busy_since = time.monotonic()
-        self.held += 1
-
-    def release(self) -> None:
-        self.held -= 1
-        self._ended += 1
-        if self.held == 0:
-            self._busy_seconds += time.monotonic() - self._busy_since
-        self.room.set()
-
-    def rate(self) -> float:
-        """Requests a second, as measured: threads over the time of a hash, or what was ended while busy."""
-        if self.lane is Lane.HASH:
-            return self.slots * 1000 / max(self._hash_ms, 0.1)
-        busy = self._busy_seconds + (time.monotonic() - self._busy_since if self.held else 0.0)
-        if self._ended >= FAST_CREDIT:
-            self._rate = self._ended / max(busy, 0.001)
-            self._ended, self._busy_seconds, self._busy_since = 0, 0.0, time.monotonic()
-        return self._rate
-
-
-class Turn:
-    """A request's place in its lane's credit: until it is decided, or ended otherwise."""
-
-    def __init__(self, hold: LaneHold) -> None:
-        self.hold = hold
-        self._over = False
-        hold.take()
-
-    def end(self) -> None:
-        if not self._over:
-            self._over = True
-            self.hold.release()
+    same: str
 
 
 class Worker:
@@ -245,6 +183,9 @@ class Worker:
             return False
         if (work := await self._open(delivery)) is None:
             return False
+        if delivery.entry is not None and delivery.entry.replay:
+            await self._replay(work)
+            return False
         passwords = PasswordCheck(self._hasher, getattr(work.request, "password", ""))
         ctx = Context(self._settings, self._mint, passwords, work.origin)
         needs = handlers.HANDLERS[work.kind.event].needs(work.request, ctx)
@@ -275,7 +216,21 @@ class Worker:
         except Unreadable as unreadable:
             await self._bury(delivery, str(unreadable))
             return None
-        return Work(delivery, entry.rid, envelope, kind, request, origin, entry.deadline)
+        return Work(delivery, entry.rid, envelope, kind, request, self._identified(origin), entry.deadline, entry.same)
+
+    def _identified(self, origin: Origin) -> Origin:
+        """A REST call is who its token says, if the token is good: the session is looked at with the other facts."""
+        if origin.bearer:
+            claims, now = self._mint.read_access_token(origin.bearer), self._now() // 1000
+            if claims is not None and claims.not_before <= now < claims.expires:
+                return replace(origin, identity=Identity(claims.user_id, claims.session_id))
+        elif origin.refresh_token and (token := self._mint.read_refresh_token(origin.refresh_token)) is not None:
+            return replace(origin, identity=Identity("", token.session_id))
+        return origin
+
+    def _now(self) -> int:
+        """The store's clock, in ms."""
+        return int(time.monotonic() * 1000 + self._clock_offset)
 
     async def _decide(self, work: Work, facts: Facts, ctx: Context, hold: LaneHold) -> Outcome | None:
         """None when the deadline passed while it waited for a thread: expired work is never hashed."""
@@ -284,7 +239,7 @@ class Worker:
 
         def hashing() -> tuple[Outcome | None, float]:
             started = time.perf_counter()
-            if time.monotonic() * 1000 + self._clock_offset >= work.deadline:
+            if self._now() >= work.deadline:
                 return None, 0.0
             outcome = handlers.decide(work.kind, work.request, facts, ctx)
             return outcome, (time.perf_counter() - started) * 1000
@@ -297,25 +252,75 @@ class Worker:
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
+    async def _replay(self, work: Work) -> None:
+        """What became of the same request, to one more who asks; nothing is evaluated.
+
+        A session that it speaks for has to live: else it is forgotten, and the request is a new one.
+        """
+        recorded = await self._store.recall(work.same)
+        asks = work.origin.identity.session_id if work.kind.needs_session and work.origin.identity else ""
+        if recorded is None or recorded.box is None or recorded.session_id != asks:
+            await self._answer_replay(work, Needs(), entries.ANEW, None)
+            return
+        record = entries.open_record(self._settings.worker_secret, work.same, recorded.box)
+        needs = Needs(session_id=record.session_id or None)
+        facts = await self._store.check(work.rid, work.deadline, needs)
+        if isinstance(facts, str):
+            await self._drop(work, needs)
+        elif record.session_id and rules.session_life(facts.session, facts.now) is not rules.Life.ACTIVE:
+            await self._store.forget(work.same)
+            await self._answer_replay(work, needs, entries.ANEW, None)
+        else:
+            await self._answer_replay(work, needs, record.reply, facts.session)
+
+    async def _answer_replay(
+        self, work: Work, needs: Needs, reply: entries.OpenedReply, session: Session | None
+    ) -> None:
+        """It was audited when it was evaluated, so it is not audited again."""
+        writes = (ConfirmSession(session, session.seen),) if session is not None else ()
+        outcome = Outcome(reply.event, EMPTY, writes=writes, identity=reply.identity, forget=reply.forget)
+        settlement = replace(self._settlement(work, needs, outcome, reply), audit={})
+        if await self._broker.settle(work.delivery, settlement, 0.0) == "conflict":  # the session has just ended
+            await self._store.forget(work.same)
+            await self._answer_replay(work, needs, entries.ANEW, None)
+
     async def _settle(self, work: Work, needs: Needs, outcome: Outcome) -> str:
+        settlement = self._settlement(work, needs, outcome, entries.reply_of(outcome))
+        if work.same:
+            settlement = replace(settlement, record=self._record(work, outcome))
+        return await self._broker.settle(work.delivery, settlement, self._holds[work.kind.lane].patience)
+
+    def _record(self, work: Work, outcome: Outcome) -> Record:
+        """An `error` is not recorded, but those who joined are told it."""
+        owner = work.origin.identity.session_id if work.kind.needs_session and work.origin.identity else ""
+        edge = self._settings.edge_secret
+        if outcome.event == "error" and isinstance(outcome.data, Refusal):
+            word = entries.sign_word(edge, work.same, outcome.data.code, outcome.data.retry_after_ms)
+            return Record(work.same, owner, None, word)
+        speaks_for = outcome.identity.session_id if outcome.identity else getattr(outcome.data, "session_id", "")
+        box = entries.pack_record(
+            self._settings.worker_secret, work.same, replace(entries.reply_of(outcome), even=False), speaks_for
+        )
+        return Record(work.same, owner, box, entries.sign_word(edge, work.same, None, None))
+
+    def _settlement(self, work: Work, needs: Needs, outcome: Outcome, reply: entries.OpenedReply) -> Settlement:
         edge, limits = self._settings.edge_secret, self._settings.limits
         origin = work.origin
         audit = {"event": outcome.event, "code": outcome.code, "request": work.rid, "user": outcome.subject}
         audit |= {"ip": origin.ip, "worker": self._name}
-        settlement = Settlement(
+        return Settlement(
             outcome=outcome,
             limits=needs.limits,
-            reply=entries.pack_reply(work.envelope, work.rid, outcome),
+            reply=entries.pack_reply(work.envelope, work.rid, reply),
             notices=tuple((notice, entries.sign_notice(edge, notice)) for notice in outcome.notices),
             mails=tuple(
                 (mail, self._seal_mail(mail), rules.mail_limits(limits, mail.to, origin.network))
                 for mail in outcome.mails
             ),
-            presence=(origin.node, origin.connection),
+            presence=(origin.node, origin.connection) if origin.connection else None,
             previous=origin.identity,
             audit=audit,
         )
-        return await self._broker.settle(work.delivery, settlement, self._holds[work.kind.lane].patience)
 
     def _seal_mail(self, mail: Mail) -> SealedMail:
         return entries.pack_mail(self._mail, new_id(self._mint.kid), mail)

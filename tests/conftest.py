@@ -57,6 +57,12 @@ def deployment(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> I
         yield running
 
 
+@pytest.fixture(params=["ws", "rest"])
+def either(request: pytest.FixtureRequest, deployment: Deployment) -> Deployment:
+    """The shared deployment over each transport: one body proves both."""
+    return deployment.over(request.param)
+
+
 @pytest.fixture
 def redis_url(redis_server: str) -> Iterator[str]:
     """Database 2, empty at the start of each test."""

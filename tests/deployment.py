@@ -15,17 +15,18 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from email.message import Message
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 import msgspec
 import orjson
 
 from app.client import Answer, Client, connect
-from app.messages import EVENTS
+from app.messages import EVENTS, STATUSES, Code
 
 ROOT = Path(__file__).parent.parent
 OFF = {
@@ -94,6 +95,7 @@ class Deployment:
     redis_url: str
     environ: dict[str, str]
     processes: list[Process] = field(default_factory=list)
+    transport: str = "ws"
     _mails: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
     _looked: float = 0.0
@@ -161,6 +163,15 @@ class Deployment:
         process.popen.wait()
         self.processes.remove(process)
 
+    def replace(self, role: str) -> None:
+        """Processes of a role make room for others, with the settings as they are now."""
+        for old in self.of(role):
+            self.add(role)
+            assert old.end() == 0
+            self.processes.remove(old)
+        for gateway in self.of("gateway"):
+            self.wait_ready(gateway)
+
     def of(self, role: str) -> list[Process]:
         return [process for process in self.processes if process.role == role]
 
@@ -187,8 +198,14 @@ class Deployment:
         gateways = self.of("gateway")
         return f"{scheme}://127.0.0.1:{gateways[gateway % len(gateways)].port}{path}"
 
-    def client(self, gateway: int = 0, *, checked: bool = True, **options: Any) -> AbstractAsyncContextManager[Client]:
+    def over(self, transport: str) -> Deployment:
+        """The same processes, talked to over "ws" or "rest"."""
+        return replace(self, transport=transport)
+
+    def client(self, gateway: int = 0, *, checked: bool = True, **options: Any) -> AbstractAsyncContextManager[Any]:
         """A client whose every frame is held against the message types, unless its speed is what matters."""
+        if self.transport == "rest":
+            return rest_client(self.url(gateway, "http", ""))
 
         def watch(way: str, frame: bytes) -> None:
             if way == "←":
@@ -197,12 +214,14 @@ class Deployment:
         return connect(self.url(gateway), watch=watch if checked else None, **options)
 
     @asynccontextmanager
-    async def account(self, gateway: int = 0) -> AsyncIterator[tuple[Client, Account]]:
+    async def account(self, gateway: int = 0) -> AsyncIterator[tuple[Any, Account]]:
         """A connection, and an account that was registered and confirmed over it."""
         async with self.client(gateway) as client:
             yield client, await self.sign_up(client)
 
-    async def sign_up(self, client: Client, address: str | None = None, password: str = PASSWORD) -> Account:
+    async def sign_up(
+        self, client: Client | RestClient, address: str | None = None, password: str = PASSWORD
+    ) -> Account:
         address = address or new_address()
         accepted = await client.ask("register", email=address, password=password)
         assert accepted.event == "register_accepted", accepted.data
@@ -245,13 +264,62 @@ class Deployment:
         return await asyncio.wait_for(look(), 10)
 
 
+class RestClient:
+    """Asks over REST what `app.client.Client` asks over a WebSocket; is who it last logged in or authenticated as."""
+
+    def __init__(self, base: str) -> None:
+        self._base = base
+        self._bearer: str | None = None
+
+    async def ask(self, event: str, *, timeout_ms: int | None = None, key: str | None = None, **data: Any) -> Answer:
+        status, headers, body = await asyncio.to_thread(
+            http, "POST", f"{self._base}/v1/{event}", orjson.dumps(data), bearer=self._bearer, key=key
+        )
+        frame = check_frame(body)
+        answer = Answer(frame["event"], frame["data"])
+        expected = STATUSES[Code(answer.code)] if answer.code else 200
+        assert status == expected, (status, frame)
+        assert ("Retry-After" in headers) == (status in (429, 503))
+        if answer.event in ("login_success", "authenticated"):
+            self._bearer = answer.data.get("accessToken") or data["accessToken"]
+        elif answer.event == "logged_out":
+            self._bearer = None
+        return answer
+
+
+@asynccontextmanager
+async def rest_client(base: str) -> AsyncIterator[RestClient]:
+    yield RestClient(base)
+
+
+def http(
+    method: str,
+    url: str,
+    body: bytes | None = None,
+    *,
+    bearer: str | None = None,
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> tuple[int, Message, bytes]:
+    """Status, headers and body of one exchange."""
+    given = {"Content-Type": "application/json", **(headers or {})}
+    given |= {"Authorization": f"Bearer {bearer}"} if bearer else {}
+    given |= {"Idempotency-Key": key} if key else {}
+    try:
+        with urlopen(Request(url, data=body, headers=given, method=method), timeout=40) as answer:
+            return answer.status, answer.headers, answer.read()
+    except HTTPError as error:
+        with error:
+            return error.code, error.headers, error.read()
+
+
 @dataclass(frozen=True)
 class Account:
     email: str
     password: str
     device_token: str
 
-    async def login(self, client: Client, **more: Any) -> Answer:
+    async def login(self, client: Client | RestClient, **more: Any) -> Answer:
         answer = await client.ask("login", email=self.email, password=self.password, **more)
         assert answer.event == "login_success", answer.data
         return answer

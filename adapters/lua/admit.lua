@@ -2,16 +2,39 @@
 -- KEYS[1] lane stream
 -- KEYS[2] lane count: how many were ever admitted; its value is an entry's place in the order
 -- KEYS[3] capacity hash, there while workers live: "<lane>:slots", "<lane>:rate" (requests a second)
+-- KEYS[4] what is known of the same request, or absent: it was sent without a key
+-- KEYS[5] who joined it
 -- ARGV[1] lane
 -- ARGV[2] most requests in the lane, waiting or in hand
 -- ARGV[3] deadline, ms of the server's clock
--- ARGV[4...] the entry's fields and values, in turn
--- Returns {"admitted", place, position, eta ms or -1} | {"full", waiting, ms until there is room or -1} | {"expired"}
+-- ARGV[4] request id
+-- ARGV[5] node
+-- ARGV[6] most who may join
+-- ARGV[7] ms that what is known of a pending request outlives its deadline
+-- ARGV[8...] the entry's fields and values, in turn
+-- Returns {"admitted", place, position, eta ms or -1} | {"full", waiting, ms until there is room or -1} | {"expired"} |
+--   {"joined"}: it is pending, and word of its end will come | {"crowded"}: too many have joined |
+--   {"done"}: its outcome is recorded
 local lane, cap, deadline = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
-local left = deadline - (time[1] * 1000 + math.floor(time[2] / 1000))
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local left = deadline - now
 if left <= 0 then
   return {'expired'}
+end
+if KEYS[4] then
+  local known = redis.call('HMGET', KEYS[4], 'state', 'until')
+  if known[1] == 'done' then
+    return {'done'}
+  end
+  if known[1] == 'pending' and tonumber(known[2]) > now then
+    if redis.call('LLEN', KEYS[5]) >= tonumber(ARGV[6]) then
+      return {'crowded'}
+    end
+    redis.call('RPUSH', KEYS[5], ARGV[5] .. ' ' .. ARGV[4])
+    redis.call('PEXPIREAT', KEYS[5], known[2] + ARGV[7])
+    return {'joined'}
+  end
 end
 local capacity = redis.call('HMGET', KEYS[3], lane .. ':slots', lane .. ':rate')
 local slots, rate = tonumber(capacity[1] or 0), tonumber(capacity[2] or 0)
@@ -27,7 +50,12 @@ end
 if here >= slots and eta > left then
   return {'full', here, eta - left}
 end
-redis.call('XADD', KEYS[1], '*', unpack(ARGV, 4))
+redis.call('XADD', KEYS[1], '*', unpack(ARGV, 8))
+if KEYS[4] then
+  redis.call('DEL', KEYS[4], KEYS[5])
+  redis.call('HSET', KEYS[4], 'state', 'pending', 'rid', ARGV[4], 'until', ARGV[3])
+  redis.call('PEXPIREAT', KEYS[4], deadline + ARGV[7])
+end
 local place = redis.call('INCR', KEYS[2])
 local waits = slots > 0 and here >= slots or slots == 0
 return {'admitted', place, waits and ahead + 1 or 0, eta}

@@ -11,7 +11,9 @@
 --              authenticated as that account
 --   swaps      array of {key, field, old, new}: written only where old is still there
 --   commands   array of {command...}: writes and the reply
---   mails      array of {limits, {command...}}; limits: array of {key, most, window ms}: past one, the mail is not sent
+--   mails      array of {limits, array of {command...}}; limits: array of {key, most, window ms}: past one, none is run
+--   record     nil, or {key of what is known, key of who joined, session id, outcome or '', ms to keep it, MAC'd word to
+--              those who joined, MAC}; '' forgets: an error is not recorded
 --   presence   array of {command...}: who is authenticated where, after the notices: nobody is told of himself
 --   delivery   array of {command...}: acknowledgement, done in every case but "conflict"
 --   nodes, replies  prefixes of keys
@@ -80,7 +82,7 @@ for _, swap in ipairs(plan.swaps) do
 end
 run(plan.commands)
 for _, mail in ipairs(plan.mails) do
-  local limits, command = unpack(mail)
+  local limits, commands = unpack(mail)
   local allowed = true
   for _, limit in ipairs(limits) do
     if tonumber(redis.call('HGET', limit[1], 'n') or 0) >= limit[2] then
@@ -93,7 +95,7 @@ for _, mail in ipairs(plan.mails) do
         redis.call('PEXPIRE', limit[1], limit[3])
       end
     end
-    redis.call(unpack(command))
+    run(commands)
   end
 end
 for _, notice in ipairs(plan.notices) do
@@ -108,6 +110,21 @@ for _, notice in ipairs(plan.notices) do
       local stream = plan.replies .. node
       redis.call('XADD', stream, 'MAXLEN', '~', 10000, '*', 'k', 'notice', 'x', body, 'm', mac)
       redis.call('PEXPIRE', stream, plan.keep)
+    end
+  end
+end
+if plan.record then
+  local key, joined, session, outcome, keep, word, mac = unpack(plan.record)
+  if redis.call('HGET', key, 'rid') == plan.rid then -- else it expired, and another one took its place
+    for _, who in ipairs(redis.call('LRANGE', joined, 0, -1)) do
+      local node, rid = string.match(who, '^([^ ]*) (.*)$')
+      redis.call('XADD', plan.replies .. node, 'MAXLEN', '~', 10000, '*', 'k', 'joined', 'r', rid, 'x', word, 'm', mac)
+      redis.call('PEXPIRE', plan.replies .. node, plan.keep)
+    end
+    redis.call('DEL', key, joined)
+    if outcome ~= '' then
+      redis.call('HSET', key, 'state', 'done', 'session', session, 'outcome', outcome)
+      redis.call('PEXPIRE', key, keep)
     end
   end
 end

@@ -8,50 +8,105 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from app import messages
 from app.gateway.socket import Socket
-from app.messages import Kind
+from app.messages import Frame
 from app.records import Identity, Origin
 from app.sealing import Envelope
 
 
 @dataclass(eq=False)
-class Connection:
-    """One client. `identity` is only ever set by what a worker sealed."""
+class Caller:
+    """Somebody who asks: a connection, or one REST call. `identity` is only ever set by what a worker sealed."""
 
-    id: str
-    socket: Socket
+    id: str  # "" for a REST call
     ip: str
     network: str
-    tokens: float  # of its message bucket
-    filled: float = field(default_factory=time.monotonic)
     identity: Identity | None = None
+    bearer: str = field(default="", repr=False)
+    refresh_token: str = field(default="", repr=False)
     in_flight: dict[str, Pending] = field(default_factory=dict)
-    asked: float = field(default_factory=time.monotonic)  # when its last message came
 
     def origin(self, node: str) -> Origin:
-        return Origin(node, self.id, self.ip, self.network, self.identity)
+        return Origin(node, self.id, self.ip, self.network, self.identity, self.bearer, self.refresh_token)
 
-    def take_token(self, per_second: int) -> float:
-        """One message of its bucket, which holds a second's worth. What is left: below zero, it is too fast."""
+    @property
+    def identified(self) -> bool:
+        """Whether there is anything to identify it by; only a worker can say if it is good."""
+        return self.identity is not None or bool(self.bearer or self.refresh_token)
+
+    def progress(self, event: str, id: str, data: bytes) -> None:
+        raise TypeError("a caller of no kind")
+
+    def end(self, event: str, id: str, data: bytes) -> None:
+        """The terminal event of its request `id`."""
+        raise TypeError("a caller of no kind")
+
+
+@dataclass(eq=False, kw_only=True)
+class Connection(Caller):
+    """A WebSocket client."""
+
+    socket: Socket
+    bucket: Bucket
+    asked: float = field(default_factory=time.monotonic)  # when its last message came
+
+    def progress(self, event: str, id: str, data: bytes) -> None:
+        self.socket.send(messages.encode(event, id, data))
+
+    end = progress
+
+
+@dataclass(eq=False)
+class RestCall(Caller):
+    """One HTTP request; whoever serves it waits for `answer`: the terminal event and its data."""
+
+    answer: asyncio.Future[tuple[str, bytes]] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+    def progress(self, event: str, id: str, data: bytes) -> None:
+        """HTTP has no way to tell."""
+
+    def end(self, event: str, id: str, data: bytes) -> None:
+        if not self.answer.done():
+            self.answer.set_result((event, data))
+
+
+@dataclass
+class Bucket:
+    """The messages of one connection: so many a second, and as many at once. No limit without `per_second`."""
+
+    per_second: int | None
+    tokens: float = 0.0
+    filled: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.tokens = float(self.per_second or 0)
+
+    def take(self) -> float:
+        """Take one. What is left: below zero it was too fast, by that many messages."""
+        if self.per_second is None:
+            return 0.0
         now = time.monotonic()
-        self.tokens = min(per_second, self.tokens + (now - self.filled) * per_second) - 1
+        self.tokens = min(self.per_second, self.tokens + (now - self.filled) * self.per_second) - 1
         self.filled = now
         return self.tokens
 
 
 @dataclass(eq=False)
 class Pending:
-    """A request in flight. `connection` None: its client is gone, but its reply may still come."""
+    """A request in flight. `caller` None: it is gone, but a reply may still come."""
 
     rid: str
-    id: str
-    kind: Kind
-    connection: Connection | None
-    connection_id: str
+    frame: Frame
+    caller: Caller | None
+    caller_id: str
     envelope: Envelope
     started: float
-    keyed: bool
+    same: str  # what identifies it where it was sent with a key
     timer: asyncio.TimerHandle | None = None
+    rounds: int = 0  # how often it was admitted
     place: int | None = None  # its place in the lane's order, while it waits
     position: int = 0  # what its client was told last
 
@@ -78,15 +133,21 @@ class Connections:
 
     def add(self, connection: Connection) -> None:
         self._all[connection.id] = connection
-        self._by_ip[connection.ip] += 1
+        self.enter(connection.ip)
+
+    def enter(self, ip: str) -> None:
+        self._by_ip[ip] += 1
+
+    def leave(self, ip: str) -> None:
+        self._by_ip[ip] -= 1
+        if not self._by_ip[ip]:
+            del self._by_ip[ip]
 
     def remove(self, connection: Connection) -> None:
         if self._all.pop(connection.id, None) is None:
             return
         self.identify(connection, None)
-        self._by_ip[connection.ip] -= 1
-        if not self._by_ip[connection.ip]:
-            del self._by_ip[connection.ip]
+        self.leave(connection.ip)
 
     def identify(self, connection: Connection, identity: Identity | None) -> None:
         """Set who a connection is authenticated as, or that it no longer is."""

@@ -13,16 +13,13 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from msgspec import Struct
-
 from app import entries, messages
-from app.gateway.connections import Connection, Connections, Pending
+from app.gateway.connections import Bucket, Caller, Connection, Connections, Pending, RestCall
 from app.gateway.socket import Socket
 from app.keys import SealKeys
 from app.messages import BadFrame, Code, Connected, Draining, Frame, Lane, Queued, refusal
-from app.ports import Admitted, Expired, Full, GatewayBroker, LaneDepth, Sealed, Signed, Unavailable
-from app.records import Identity
-from app.rules import iso, network_of
+from app.ports import Admitted, Expired, Full, GatewayBroker, Known, LaneDepth, Sealed, Signed, Unavailable
+from app.rules import even_delay, iso, network_of
 from app.sealing import Envelope, Unreadable
 from app.settings import Settings
 from app.tokens import new_id
@@ -40,6 +37,8 @@ DEAD_AFTER_SECONDS = 75.0
 IDLE_SECONDS = 300.0
 UNREAD_SECONDS = 10.0
 UNAVAILABLE_RETRY_MS = 1000
+CROWDED_RETRY_MS = 500
+MOST_ROUNDS = 4  # of being admitted anew, when what was recorded ended meanwhile
 DRAIN_SECONDS = 10.0
 ADMIT_PATIENCE_SECONDS = 0.01  # where others wait already: it has to wait far longer anyway
 READY_SECONDS = 3.0  # without a beat for this long the store is away
@@ -62,6 +61,7 @@ class Gateway:
         self._clock_offset = time.time() * 1000 - time.monotonic() * 1000
         self._beaten: float | None = None
         self._workers = False
+        self._hash_ms = 0.0  # what one takes, by the workers' own measure
         self.draining = False
         self._drained = asyncio.Event()
 
@@ -84,7 +84,7 @@ class Gateway:
         for connection in self.connections:
             self._push(connection, Draining(reconnect_in_ms=random.randint(500, 5000)))  # noqa: S311  # spread, not secret
         until = time.monotonic() + DRAIN_SECONDS
-        while any(pending.connection for pending in self._pending.values()) and time.monotonic() < until:
+        while any(pending.caller for pending in self._pending.values()) and time.monotonic() < until:
             await asyncio.sleep(0.02)
         for connection in self.connections:
             connection.socket.shut(GOING_AWAY, "going away")
@@ -113,7 +113,7 @@ class Gateway:
             socket=socket,
             ip=ip,
             network=network_of(ip),
-            tokens=float(self._settings.limits.messages_per_second or 0),
+            bucket=self.bucket(),
         )
         self.connections.add(connection)
         socket.on_text = lambda text: self._receive(connection, text)
@@ -131,23 +131,38 @@ class Gateway:
     def _gone(self, connection: Connection) -> None:
         identity = connection.identity
         self.connections.remove(connection)
-        abandoned = list(connection.in_flight.values())
-        for pending in abandoned:
-            pending.connection = None
-            self._waiting.discard(pending)
-        connection.in_flight.clear()
+        self.abandon(connection)
         if identity is not None:
             self._later(self._broker.leave([(identity.user_id, connection.id)]))
-        if rids := [pending.rid for pending in abandoned if not pending.keyed]:
+
+    def abandon(self, caller: Caller) -> None:
+        """Nobody waits for the caller's answers any more. What was sent with a key goes on: it may be asked again."""
+        abandoned = list(caller.in_flight.values())
+        caller.in_flight.clear()
+        for pending in abandoned:
+            pending.caller = None
+            self._waiting.discard(pending)
+        if rids := [pending.rid for pending in abandoned if not pending.same]:
             self._later(self._broker.cancel(rids))
+
+    def rest_call(self, ip: str, bearer: str, refresh_token: str) -> RestCall:
+        """A REST caller; it counts as a connection of its address until `rest_done`."""
+        self.connections.enter(ip)
+        return RestCall("", ip, network_of(ip), bearer=bearer, refresh_token=refresh_token)
+
+    def rest_done(self, call: RestCall) -> None:
+        self.connections.leave(call.ip)
+
+    def bucket(self) -> Bucket:
+        return Bucket(self._settings.limits.messages_per_second)
 
     # --- requests ------------------------------------------------------------------------------------------------
 
     def _receive(self, connection: Connection, text: bytes) -> None:
         connection.asked = time.monotonic()
-        per_second = self._settings.limits.messages_per_second
-        left = connection.take_token(per_second) if per_second else 0.0
-        if per_second and left < -2 * per_second:
+        bucket = connection.bucket
+        left = bucket.take()
+        if bucket.per_second and left < -2 * bucket.per_second:
             connection.socket.shut(FLOODING, "flooding")
             return
         try:
@@ -155,51 +170,67 @@ class Gateway:
             if frame.id in connection.in_flight:
                 raise BadFrame(Code.DUPLICATE_ID)
         except BadFrame as bad:
-            self._send(connection, "error", bad.id, refusal(bad.code, field=bad.field))
+            refused = messages.encode_data(refusal(bad.code, field=bad.field))
+            connection.socket.send(messages.encode("error", bad.id, refused))
             return
-        wrong = self._refused(connection, frame, left)
-        if wrong is not None:
-            self._send(connection, "error", frame.id, wrong)
-        else:
-            self._later(self._admit(self._begin(connection, frame), frame))
+        self.ask(connection, frame, bucket, left)
 
-    def _refused(self, connection: Connection, frame: Frame, left: float) -> messages.Refusal | None:
-        per_second = self._settings.limits.messages_per_second
-        if per_second and left < 0:
-            return refusal(Code.RATE_LIMITED, retry_after_ms=int(-left * 1000 / per_second) + 1)
-        if len(connection.in_flight) >= messages.MAX_IN_FLIGHT:
+    def ask(self, caller: Caller, frame: Frame, bucket: Bucket, left: float) -> None:
+        """A decoded request: its caller gets exactly one `end`, at once or by its deadline."""
+        wrong = self._refused(caller, frame, bucket, left)
+        if wrong is not None:
+            caller.end("error", frame.id, messages.encode_data(wrong))
+        else:
+            self._later(self._admit(self._begin(caller, frame)))
+
+    def _refused(self, caller: Caller, frame: Frame, bucket: Bucket, left: float) -> messages.Refusal | None:
+        if bucket.per_second and left < 0:
+            return refusal(Code.RATE_LIMITED, retry_after_ms=int(-left * 1000 / bucket.per_second) + 1)
+        if len(caller.in_flight) >= messages.MAX_IN_FLIGHT:
             return refusal(Code.TOO_MANY_IN_FLIGHT)
         if self.draining:
             return refusal(Code.UNAVAILABLE, retry_after_ms=UNAVAILABLE_RETRY_MS)
-        if frame.kind.needs_session and connection.identity is None:
+        if frame.kind.needs_session and not caller.identified:
             return refusal(Code.NOT_AUTHENTICATED)
         return None
 
-    def _begin(self, connection: Connection, frame: Frame) -> Pending:
+    def _begin(self, caller: Caller, frame: Frame) -> Pending:
         pending = Pending(
             rid=new_id(self._edge.current.kid),
-            id=frame.id,
-            kind=frame.kind,
-            connection=connection,
-            connection_id=connection.id,
+            frame=frame,
+            caller=caller,
+            caller_id=caller.id,
             envelope=self._current_envelope(),
             started=time.monotonic(),
-            keyed=frame.key is not None,
+            same=self._sameness(caller, frame) if frame.key is not None else "",
         )
-        connection.in_flight[frame.id] = pending
+        caller.in_flight[frame.id] = pending
         self._pending[pending.rid] = pending
         seconds = frame.timeout_ms / 1000 + DEADLINE_SLACK_SECONDS
         pending.timer = asyncio.get_running_loop().call_later(seconds, self._expire, pending)
         return pending
 
-    async def _admit(self, pending: Pending, frame: Frame) -> None:
-        connection = pending.connection
-        assert connection is not None  # it was there a moment ago, on the same turn of the loop
-        deadline = self.now() + frame.timeout_ms
-        origin = connection.origin(self._node)
-        entry = entries.pack_request(pending.envelope, pending.rid, frame, origin, deadline)
+    def _sameness(self, caller: Caller, frame: Frame) -> str:
+        """With the session where one is needed; a token stands for it unverified, since a worker looks again."""
+        session_id = ""
+        if frame.kind.needs_session:
+            identity = caller.identity
+            session_id = identity.session_id if identity else caller.bearer or caller.refresh_token
+        return entries.sameness(self._edge, frame, session_id)
+
+    async def _admit(self, pending: Pending, *, replay: bool = False) -> None:
+        """Into its lane, or, with `replay`, a question what became of the same request."""
+        caller, frame = pending.caller, pending.frame
+        if caller is None:
+            return  # gone meanwhile
+        pending.rounds += 1
+        deadline = self.now() + frame.timeout_ms - int((time.monotonic() - pending.started) * 1000)
+        origin = caller.origin(self._node)
+        entry = entries.pack_request(
+            pending.envelope, pending.rid, frame, origin, deadline, pending.same, replay=replay
+        )
         try:
-            patience = ADMIT_PATIENCE_SECONDS if self._waiting and pending.kind.lane is Lane.HASH else 0.0
+            patience = ADMIT_PATIENCE_SECONDS if self._waiting and entry.lane is Lane.HASH else 0.0
             answer = await self._broker.admit(entry, patience)
         except Unavailable:
             self._fail(pending, Code.UNAVAILABLE, UNAVAILABLE_RETRY_MS)
@@ -218,9 +249,23 @@ class Gateway:
                 self._fail(pending, Code.OVERLOADED, int(max(250, retry_after_ms or 1000) * spread))
             case Expired():
                 self._fail(pending, Code.DEADLINE_EXCEEDED)
+            case Known("done"):
+                await self._admit(pending, replay=True)
+            case Known("crowded"):
+                self._fail(pending, Code.RATE_LIMITED, CROWDED_RETRY_MS)
+
+    def _anew(self, pending: Pending) -> None:
+        """What was recorded may not be given again: it is a new request, under a new id."""
+        if pending.rounds >= MOST_ROUNDS:
+            self._fail(pending, Code.UNAVAILABLE, UNAVAILABLE_RETRY_MS)
+            return
+        del self._pending[pending.rid]
+        pending.rid = new_id(self._edge.current.kid)
+        self._pending[pending.rid] = pending
+        self._later(self._admit(pending))
 
     def _expire(self, pending: Pending) -> None:
-        if pending.connection is not None and not pending.keyed:
+        if pending.caller is not None and not pending.same:
             self._later(self._broker.cancel([pending.rid]))
         self._fail(pending, Code.DEADLINE_EXCEEDED)
 
@@ -235,13 +280,13 @@ class Gateway:
         self._waiting.discard(pending)
         if pending.timer is not None:
             pending.timer.cancel()
-        connection = pending.connection
-        if connection is not None:
-            connection.in_flight.pop(pending.id, None)
-            connection.socket.send(messages.encode(event, pending.id, data))
+        caller = pending.caller
+        if caller is not None:
+            caller.in_flight.pop(pending.frame.id, None)
+            caller.end(event, pending.frame.id, data)
         milliseconds = round((time.monotonic() - pending.started) * 1000, 1)
-        fields = {"request": pending.rid, "event": pending.kind.event, "code": code, "ms": milliseconds}
-        log.info("answered" if connection else "nobody to answer", extra={"fields": fields})
+        fields = {"request": pending.rid, "event": pending.frame.kind.event, "code": code, "ms": milliseconds}
+        log.info("answered" if caller else "nobody to answer", extra={"fields": fields})
 
     # --- replies ---------------------------------------------------------------------------------------------------
 
@@ -263,30 +308,45 @@ class Gateway:
             log.info("late reply dropped", extra={"fields": {"request": reply.rid}})
             return
         opened = entries.open_reply(pending.envelope, reply)
-        connection = pending.connection
-        if connection is not None and opened.identity is not None:
-            self.connections.identify(connection, opened.identity)
-        elif connection is not None and opened.forget:
-            self.connections.identify(connection, None)
-        elif opened.identity is not None:
-            self._forget_absent(pending, opened.identity)
-        self._finish(pending, opened.event, opened.data, opened.code)
-
-    def _forget_absent(self, pending: Pending, identity: Identity) -> None:
-        """Its client went while it was being authenticated: it is not online after all."""
-        self._later(self._broker.leave([(identity.user_id, pending.connection_id)]))
+        if opened == entries.ANEW:
+            self._anew(pending)
+            return
+        caller = pending.caller
+        if isinstance(caller, Connection):
+            if opened.identity is not None or opened.forget:
+                self.connections.identify(caller, opened.identity)
+        elif caller is None and opened.identity is not None and pending.caller_id:
+            # its client went while it was being authenticated: it is not online after all
+            self._later(self._broker.leave([(opened.identity.user_id, pending.caller_id)]))
+        if opened.even:
+            delay = even_delay((time.monotonic() - pending.started) * 1000, self._hash_ms) / 1000
+            loop = asyncio.get_running_loop()
+            loop.call_later(delay, self._finish, pending, opened.event, opened.data, opened.code)
+        else:
+            self._finish(pending, opened.event, opened.data, opened.code)
 
     def _signed(self, signed: Signed) -> None:
-        opened = entries.open_signed(self._edge, signed)
-        if isinstance(opened, entries.OpenedFailure):
-            if (pending := self._pending.get(opened.rid)) is not None:
-                self._fail(pending, opened.code)
-            return
-        for connection in self.connections.of_user(opened.user_id):
-            if (self._node, connection.id) == opened.spare or connection.identity is None:
+        match entries.open_signed(self._edge, signed):
+            case entries.OpenedFailure(rid, code):
+                if (pending := self._pending.get(rid)) is not None:
+                    self._fail(pending, code)
+            case entries.OpenedWord(same, code, retry_after_ms):
+                pending = self._pending.get(signed.rid)
+                if pending is None or pending.same != same:
+                    return
+                if code is not None:
+                    self._fail(pending, code, retry_after_ms)
+                else:
+                    self._later(self._admit(pending, replay=True))
+            case entries.OpenedNotice() as notice:
+                self._notice(notice)
+
+    def _notice(self, notice: entries.OpenedNotice) -> None:
+        for connection in self.connections.of_user(notice.user_id):
+            if (self._node, connection.id) == notice.spare or connection.identity is None:
                 continue
-            connection.socket.send(messages.push(opened.event, opened.data))
-            if opened.close and connection.identity.session_id == opened.session_id:
+            connection.socket.send(messages.push(notice.event, notice.data))
+            if notice.close and connection.identity.session_id == notice.session_id:
                 user_id = connection.identity.user_id
                 self.connections.identify(connection, None)
                 self._later(self._broker.leave([(user_id, connection.id)]))
@@ -298,7 +358,11 @@ class Gateway:
         while True:
             try:
                 self._clock_offset = await self._broker.heartbeat() - time.monotonic() * 1000
-                self._workers = any(depth.rate > 0 for depth in (await self._broker.depths()).values())
+                depths = await self._broker.depths()
+                self._workers = any(depth.rate > 0 for depth in depths.values())
+                hashing = depths[Lane.HASH]
+                if hashing.rate > 0:
+                    self._hash_ms = hashing.slots * 1000 / hashing.rate
                 if self._beaten is None or time.monotonic() - self._beaten > READY_SECONDS:
                     log.info("the store is there", extra={"fields": {"node": self._node}})
                 self._beaten = time.monotonic()
@@ -340,7 +404,7 @@ class Gateway:
             except Unavailable:
                 continue
             for pending in list(self._waiting):
-                self._update_position(pending, depths[pending.kind.lane])
+                self._update_position(pending, depths[pending.frame.kind.lane])
 
     def _update_position(self, pending: Pending, depth: LaneDepth) -> None:
         assert pending.place is not None  # it would not be waiting
@@ -352,13 +416,11 @@ class Gateway:
 
     def _tell(self, pending: Pending, position: int, eta_ms: int) -> None:
         pending.position = position
-        if pending.connection is not None:
-            self._send(pending.connection, Queued.event, pending.id, Queued(position=position, eta_ms=eta_ms))
+        if pending.caller is not None:
+            data = messages.encode_data(Queued(position=position, eta_ms=eta_ms))
+            pending.caller.progress(Queued.event, pending.frame.id, data)
 
     # --- small things --------------------------------------------------------------------------------------------
-
-    def _send(self, connection: Connection, event: str, id: str | None, data: Struct) -> None:
-        connection.socket.send(messages.encode(event, id, messages.encode_data(data)))
 
     def _push(self, connection: Connection, reply: messages.Reply) -> None:
         connection.socket.send(messages.push(reply.event, messages.encode_data(reply)))

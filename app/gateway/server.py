@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket as sockets
+from collections.abc import Callable, Coroutine
 from typing import Any
-from urllib.parse import urlsplit
 
+import orjson
 from sanic import HTTPResponse, Sanic
 from sanic import json as json_response
 from sanic.exceptions import SanicException
 from sanic.request import Request
 
+from app.documents import asyncapi, openapi
+from app.gateway.doorway import Doorway
 from app.gateway.gateway import Gateway
+from app.gateway.rest import Rest, plain_refusal
 from app.gateway.socket import Protocol, Socket
 from app.messages import MAX_MESSAGE_BYTES
-from app.settings import Fault, Network, Settings
+from app.settings import Fault, Settings
 
 log = logging.getLogger("finthenticate")
 
@@ -33,8 +36,8 @@ SECURITY_HEADERS = {
 }
 
 
-def create_app(settings: Settings, gateway: Gateway, jwks: dict[str, list[dict[str, str]]]) -> App:
-    """The application; one a process."""
+def create_app(settings: Settings, gateway: Gateway, jwks: Callable[[], dict[str, Any]]) -> App:
+    """The application; one a process. `jwks` is asked at each request, so that new keys show at once."""
     app: App = Sanic("finthenticate", configure_logging=False)
     app.config.update(
         {
@@ -49,30 +52,47 @@ def create_app(settings: Settings, gateway: Gateway, jwks: dict[str, list[dict[s
             "REQUEST_BUFFER_SIZE": 65536,
         }
     )
-    own_origin = origin_of(settings.public_url)
+    doorway = Doorway(settings)
+    app.blueprint(Rest(gateway, doorway).blueprint())
 
     @app.websocket("/ws")  # type: ignore[untyped-decorator]
     async def websocket(request: Request, socket: Socket) -> None:
-        gateway.welcome(socket, client_ip(request, settings.trusted_proxies))
+        gateway.welcome(socket, doorway.client_ip(request))
         await socket.closed
 
     @app.on_request
     async def at_the_door(request: Request) -> None:
         if request.path != "/ws":
             return
-        origin = request.headers.get("origin")
-        allowed = {own_origin, *settings.allowed_origins}
-        if origin is not None and origin not in allowed and not _same_host(origin, request.headers.get("host")):
+        if not doorway.allows(request):
             raise SanicException("This origin may not connect.", 403, quiet=True)
         if gateway.draining:
             raise SanicException("Going away.", 503, quiet=True)
-        if not gateway.room_for(client_ip(request, settings.trusted_proxies)):
+        if not gateway.room_for(doorway.client_ip(request)):
             raise SanicException("Too many connections from this address.", 429, quiet=True)
 
     @app.on_response  # type: ignore[untyped-decorator]
     async def headers(request: Request, response: HTTPResponse) -> None:
         for name, value in SECURITY_HEADERS.items():
             response.headers.setdefault(name, value)
+        if request.path.startswith("/v1/"):
+            response.headers["vary"] = "Origin"
+            if origin := doorway.foreign(request):
+                response.headers["access-control-allow-origin"] = origin
+                response.headers["access-control-expose-headers"] = "retry-after"
+
+    @app.exception(Exception)
+    async def refused(request: Request, error: Exception) -> HTTPResponse:
+        if not isinstance(error, SanicException):
+            log.error("failed", exc_info=error, extra={"fields": {"path": request.path[:64]}})
+        return plain_refusal(request, error)
+
+    documents = {
+        "/openapi.json": orjson.dumps(openapi(settings.public_url)),
+        "/asyncapi.json": orjson.dumps(asyncapi(settings.public_url)),
+    }
+    for path, document in documents.items():
+        app.add_route(_document(document), path, name=path[1:-5])
 
     @app.get("/healthz")
     async def healthz(request: Request) -> HTTPResponse:
@@ -86,9 +106,16 @@ def create_app(settings: Settings, gateway: Gateway, jwks: dict[str, list[dict[s
 
     @app.get("/.well-known/jwks.json")
     async def keys(request: Request) -> HTTPResponse:
-        return json_response(jwks, headers={"cache-control": "public, max-age=300"})
+        return json_response(jwks(), headers={"cache-control": "public, max-age=300"})
 
     return app
+
+
+def _document(document: bytes) -> Callable[[Request], Coroutine[Any, Any, HTTPResponse]]:
+    async def serve(request: Request) -> HTTPResponse:
+        return HTTPResponse(document, content_type="application/json")
+
+    return serve
 
 
 def listen(settings: Settings) -> sockets.socket:
@@ -119,33 +146,3 @@ async def serve(app: App, gateway: Gateway, listener: sockets.socket) -> None:
         listener.close()
         for connection in list(server.connections):
             connection.close()
-
-
-def client_ip(request: Request, trusted: tuple[Network, ...]) -> str:
-    """The nearest address on the way here that is no trusted proxy; forwarding headers of others are not believed."""
-    peer = request.conn_info.client_ip if request.conn_info else ""
-    hops = [hop.strip() for header in request.headers.getall("x-forwarded-for", []) for hop in header.split(",")]
-    address = _address(peer)
-    while address is not None and any(address in network for network in trusted) and hops:
-        if (hop := _address(hops.pop())) is None:
-            break
-        address = hop
-    return str(address) if address else "0.0.0.0"  # noqa: S104  # a Unix socket's peer has no address
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
-
-
-def origin_of(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.lower()}"
-
-
-def _same_host(origin: str, host: str | None) -> bool:
-    parts = urlsplit(origin)
-    return bool(host) and parts.scheme in ("http", "https") and parts.netloc.lower() == str(host).lower()

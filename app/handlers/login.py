@@ -6,6 +6,8 @@ account_disabled (after the right password only); error rate_limited when the ne
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from app.handlers.common import Context, known_device, rate_limited, refuse, start_session
 from app.messages import Code, Login
 from app.records import Facts, Needs, Outcome, UpgradePassword, Verdict
@@ -27,7 +29,8 @@ def decide(request: Login, facts: Facts, ctx: Context) -> Outcome:
     account = facts.account
     right = ctx.passwords.verify(account.password if account else None, account.id if account else "")
     if account is None or not right:
-        return refuse(REFUSED, Code.INVALID_CREDENTIALS, Verdict.FAILED, subject=account.id if account else "")
+        refused = refuse(REFUSED, Code.INVALID_CREDENTIALS, Verdict.FAILED, subject=account.id if account else "")
+        return replace(refused, even=True)  # an older record may cost less than the decoy
     if account.status == "disabled":
         return refuse(REFUSED, Code.ACCOUNT_DISABLED, subject=account.id)
     # Device verification, then the second factor, stand here: each may answer with a challenge instead.

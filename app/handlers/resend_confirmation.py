@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from app.handlers.common import Context
 from app.messages import ConfirmationSent, ResendConfirmation
-from app.records import Facts, Mail, Needs, Outcome, RenewCode
+from app.records import Facts, Mail, Needs, Outcome, RenewedCode
 from app.rules import CODE_MS
 from app.tokens import new_code
 
@@ -25,4 +25,4 @@ def decide(request: ResendConfirmation, facts: Facts, ctx: Context) -> Outcome:
         mail = Mail("confirmation", challenge.email, challenge.locale, code)
     else:
         mail = Mail("already_registered", challenge.email, facts.account.locale)
-    return replace(sent, writes=(RenewCode(renewed),), mails=(mail,))
+    return replace(sent, mails=(mail,), renewed=RenewedCode(renewed))
