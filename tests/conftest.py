@@ -20,6 +20,11 @@ def pytest_report_header() -> str:
     return f"redis: {'from FIN_TEST_REDIS_URL' if given else find_server()}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What looks for everybody's secrets comes last."""
+    items.sort(key=lambda item: item.path.name == "test_secrecy.py")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """A coroutine function is a test too, in an event loop of its own, with a minute to end."""

@@ -53,7 +53,7 @@ from app.records import (
     Notice,
     Outcome,
     PutChallenge,
-    RenewCode,
+    RenewedCode,
     RotateSession,
     StartSession,
     UpgradePassword,
@@ -132,12 +132,8 @@ def refusal_of(outcome: Outcome) -> tuple[str, Code, str | None, int | None]:
 
 
 def nothing_happens(outcome: Outcome) -> bool:
-    return (outcome.writes, outcome.mails, outcome.notices, outcome.identity, outcome.forget) == (
-        (),
-        (),
-        (),
-        None,
-        False,
+    return outcome == Outcome(
+        outcome.event, outcome.data, outcome.verdict, even=outcome.even, subject=outcome.subject
     )
 
 
@@ -433,12 +429,13 @@ RESEND = ResendConfirmation(PENDING.id)
 
 def test_a_new_code_replaces_the_old_one_and_nothing_else_of_the_challenge() -> None:
     outcome = outcome_of(RESEND, challenge=PENDING)
-    [write], [mail] = outcome.writes, outcome.mails
-    assert isinstance(write, RenewCode)
+    [mail], renewed = outcome.mails, outcome.renewed
+    assert isinstance(renewed, RenewedCode)
     assert mail == Mail("confirmation", EMAIL, "pt-BR", mail.code)
-    assert MINT.code_matches(write.challenge.code_mac, PENDING.id, mail.code)
-    assert write.challenge == replace(PENDING, code_mac=write.challenge.code_mac, code_expires=NOW + 10 * MINUTE)
+    assert MINT.code_matches(renewed.challenge.code_mac, PENDING.id, mail.code)
+    assert renewed.challenge == replace(PENDING, code_mac=renewed.challenge.code_mac, code_expires=NOW + 10 * MINUTE)
     assert mail.code != "01234567"
+    assert outcome.writes == ()  # past the mail's limits the older code has to stay: nothing is written without it
 
 
 def test_asking_for_a_new_code_reserves_no_try_so_it_gives_none_back() -> None:
@@ -468,6 +465,15 @@ def test_asking_for_a_new_code_is_answered_the_same_whatever_was_found(
     assert (outcome.event, outcome.verdict, outcome.notices) == ("confirmation_sent", Verdict.UNJUDGED, ())
     assert len(outcome.mails) == 1  # a decoy takes the time of a mail
     assert mail is None or outcome.mails == (mail,)
+    assert outcome.writes == ()
+    assert (outcome.renewed is None) is (outcome.mails[0].kind == "decoy")
+
+
+def test_what_is_mailed_for_a_taken_address_tells_no_code_but_renews_one_all_the_same() -> None:
+    outcome = outcome_of(RESEND, challenge=PENDING, account=ANA)
+    assert outcome.renewed is not None
+    assert outcome.renewed.challenge.code_mac != PENDING.code_mac
+    assert outcome.mails[0].code == ""
 
 
 # --- login --------------------------------------------------------------------------------------------------------
@@ -523,6 +529,24 @@ def test_unknown_address_and_wrong_password_are_equal_in_everything_but_the_audi
     assert encode_data(unknown.data) == encode_data(wrong.data) == encode_data(disabled.data)
     assert for_unknown == for_wrong == for_disabled == 1
     assert (unknown.subject, wrong.subject) == ("", ANA.id)
+
+
+@pytest.mark.parametrize(
+    ("request_", "found", "even"),
+    [
+        pytest.param(WRONG, {"account": ANA}, True, id="a wrong password"),
+        pytest.param(LOGIN, {}, True, id="an unknown address"),
+        pytest.param(WRONG, {"account": replace(ANA, status="disabled")}, True, id="a wrong password, disabled"),
+        pytest.param(LOGIN, {"account": replace(ANA, status="disabled")}, False, id="disabled, the right password"),
+        pytest.param(WRONG, {"account": ANA, "refused": {"account": 30_000}}, False, id="too many attempts"),
+        pytest.param(WRONG, {"account": ANA, "refused": {"ip": 4000}}, False, id="rate limited"),
+        pytest.param(LOGIN, {"account": ANA}, False, id="a success"),
+    ],
+)
+def test_a_refusal_of_credentials_leaves_on_the_grid_and_nothing_else_does(
+    request_: Login, found: dict[str, Any], even: bool
+) -> None:
+    assert outcome_of(request_, **found).even is even
 
 
 def test_an_unknown_address_is_refused_whatever_the_password() -> None:

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from app import messages
 from app.messages import (
     EVENTS,
+    KEY,
     KINDS,
     RETRYABLE,
+    STATUSES,
     TEXTS,
     BadFrame,
     Code,
@@ -24,10 +26,12 @@ from app.messages import (
     Lane,
     Refusal,
     Reply,
+    canonical,
     canonical_email,
     decode,
     parse_json,
     refusal,
+    typed,
 )
 
 many = settings(max_examples=300, deadline=None, database=None)
@@ -201,11 +205,6 @@ def test_an_unknown_event_is_said_to_be_one_and_keeps_its_id() -> None:
         pytest.param({"timeoutMs": "1000"}, "timeoutMs", id="a text for the time-out"),
         pytest.param({"timeoutMs": None}, "timeoutMs", id="null for the time-out"),
         pytest.param({"timeoutMs": 2**63}, "timeoutMs", id="a time-out past 63 bits"),
-        pytest.param({"key": "k" * 15}, "key", id="a short key"),
-        pytest.param({"key": "k" * 65}, "key", id="a long key"),
-        pytest.param({"key": "k" * 16 + "\n"}, "key", id="a key and a line break"),
-        pytest.param({"key": "k" * 15 + "é"}, "key", id="a key outside its alphabet"),
-        pytest.param({"key": "k" * 15 + "+"}, "key", id="a key of the other base64"),
         pytest.param({"key": 1234567890123456}, "key", id="a number for the key"),
     ],
 )
@@ -230,9 +229,58 @@ def test_a_time_out_within_its_bounds_is_taken(timeout: int) -> None:
     assert decode(text_of("logout", timeoutMs=timeout)).timeout_ms == timeout
 
 
-@pytest.mark.parametrize("key", ["k" * 16, "k" * 64, "AZaz09_-AZaz09_-"])
-def test_a_key_within_its_bounds_is_taken(key: str) -> None:
-    assert decode(text_of("logout", key=key)).key == key
+@pytest.mark.parametrize(
+    ("key", "taken"),
+    [
+        pytest.param("k" * 16, True, id="16 characters"),
+        pytest.param("k" * 64, True, id="64 characters"),
+        pytest.param("AZaz09_-AZaz09_-", True, id="all of its alphabet"),
+        pytest.param("", False, id="an empty key"),
+        pytest.param("k" * 15, False, id="a short key"),
+        pytest.param("k" * 65, False, id="a long key"),
+        pytest.param("k" * 16 + "\n", False, id="a key and a line break"),
+        pytest.param("k" * 15 + "é", False, id="a key outside its alphabet"),
+        pytest.param("k" * 15 + "+", False, id="a key of the other base64"),
+        pytest.param("k" * 15 + "\uff11", False, id="a digit of another script"),
+    ],
+)
+def test_a_key_is_taken_or_refused_in_a_frame_and_in_a_header_alike(key: str, taken: bool) -> None:
+    assert (KEY.fullmatch(key) is not None) is taken
+    if taken:
+        assert decode(text_of("logout", key=key)).key == key
+    else:
+        assert refused(text_of("logout", key=key)) == (Code.BAD_REQUEST, "1", "key")
+
+
+# --- a request without a frame: REST ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", KINDS)
+def test_a_request_by_its_name_and_data_is_the_one_of_a_frame(event: str) -> None:
+    assert typed(event, DATA[event], "1", "k" * 16, 500) == decode(text_of(event, key="k" * 16, timeoutMs=500))
+    assert typed(event, DATA[event], "1") == decode(text_of(event))
+    assert typed(event, DATA[event], None).id == ""
+
+
+@pytest.mark.parametrize(
+    ("event", "data", "expected"),
+    [
+        pytest.param("drop_tables", {}, (Code.UNKNOWN_EVENT, "7", None), id="an unknown request"),
+        pytest.param("", {}, (Code.UNKNOWN_EVENT, "7", None), id="no name"),
+        pytest.param("login", [], (Code.BAD_REQUEST, "7", None), id="an array"),
+        pytest.param("login", None, (Code.BAD_REQUEST, "7", None), id="null"),
+        pytest.param("login", "ana@example.com", (Code.BAD_REQUEST, "7", None), id="a text"),
+        pytest.param("login", {}, (Code.BAD_REQUEST, "7", "email"), id="nothing"),
+        pytest.param("login", DATA["login"] | {"email": "x"}, (Code.BAD_REQUEST, "7", "email"), id="no address"),
+        pytest.param("logout", {"userId": "x"}, (Code.BAD_REQUEST, "7", "userId"), id="a field too many"),
+    ],
+)
+def test_a_request_by_its_name_is_refused_as_in_a_frame(
+    event: str, data: object, expected: tuple[Code, str, str | None]
+) -> None:
+    with pytest.raises(BadFrame) as caught:
+        typed(event, data, "7")
+    assert (caught.value.code, caught.value.id, caught.value.field) == expected
 
 
 # --- the data -----------------------------------------------------------------------------------------------------
@@ -415,6 +463,60 @@ def test_a_device_name_has_no_control_characters(name: str, taken: bool) -> None
         assert refused(frame) == (Code.BAD_REQUEST, "1", "deviceName")
 
 
+# --- the same data, however it is written -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param(b'{"email":"a@b.c","password":"x"}', b' { "password" : "x",\n"email":"a@b.c" }', id="order"),
+        pytest.param(b'{"email":"a@b.c","password":"x"}', b'{"\\u0065mail":"\\u0061@b.c","password":"x"}', id="escapes"),
+        pytest.param(
+            b'{"email":"a@b.c","password":"x"}',
+            b'{"email":"a@b.c","password":"x","deviceToken":null,"deviceName":null}',
+            id="defaults given",
+        ),
+        pytest.param(b'{"email":"a@b.c","password":"x"}', b'{"email":" A@B.C\\n","password":"x"}', id="the address"),
+        pytest.param(
+            '{"email":"a@b.c","password":"p\u00e1ss"}'.encode(),
+            '{"email":"a@b.c","password":"pa\u0301ss"}'.encode(),
+            id="the password composed",
+        ),
+    ],
+)
+def test_the_same_data_is_the_same_however_it_is_written(one: bytes, other: bytes) -> None:
+    def found(data: bytes) -> bytes:
+        return canonical(decode(b'{"event":"login","id":"1","data":' + data + b"}").data)
+
+    assert one != other
+    assert found(one) == found(other)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"email": "ana@example.org"},
+        {"password": "Password-of-ana"},
+        {"password": "password-of-ana "},
+        {"deviceName": "a"},
+        {"deviceToken": "a"},
+    ],
+    ids=lambda changes: repr(next(iter(changes.items()))),
+)
+def test_other_data_is_other_bytes(changes: dict[str, str]) -> None:
+    assert canonical(decode(data_of("login", **changes)).data) != canonical(decode(text_of("login")).data)
+
+
+words = st.text(st.characters(codec="ascii", exclude_categories=("Cc",)), min_size=1, max_size=5)
+
+
+@given(st.lists(st.tuples(words, st.none() | words), min_size=2, max_size=2))
+@many
+def test_two_data_are_the_same_bytes_only_where_they_are_equal(fields: list[tuple[str, str | None]]) -> None:
+    made = [messages.Login("a@b.c", password, device_name=name) for password, name in fields]
+    assert (canonical(made[0]) == canonical(made[1])) == (made[0] == made[1])
+
+
 # --- anything at all ----------------------------------------------------------------------------------------------
 
 any_text = st.text(st.characters(exclude_categories=()), max_size=20)  # lone surrogates too
@@ -544,6 +646,24 @@ def test_every_code_has_a_text_and_the_retryable_ones_are_those_of_the_contract(
     assert set(retryable.split()) == RETRYABLE
     for code in Code:
         assert refusal(code) == Refusal(code, TEXTS[code], code in RETRYABLE)
+
+
+def test_every_code_has_the_status_of_the_contract() -> None:
+    table = {
+        400: "bad_json bad_request password_too_short duplicate_id",
+        401: "invalid_credentials not_authenticated token_reused token_expired token_revoked token_invalid"
+        " invalid_code code_expired challenge_expired",
+        403: "account_disabled",
+        404: "unknown_event",
+        409: "address_taken",
+        429: "too_many_attempts rate_limited too_many_in_flight",
+        500: "internal",
+        503: "overloaded unavailable deadline_exceeded",
+    }
+    assert {str(code): status for code, status in STATUSES.items()} == {
+        code: status for status, codes in table.items() for code in codes.split()
+    }
+    assert set(STATUSES) == set(Code)
 
 
 def test_a_field_that_a_client_chose_is_cut_in_the_refusal() -> None:

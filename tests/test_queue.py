@@ -10,7 +10,13 @@ import pytest
 from redis import Redis
 
 from adapters import names
-from app.messages import Lane
+from adapters.key_files import KeyFiles
+from app.entries import pack_request
+from app.keys import Ring
+from app.messages import Lane, typed
+from app.records import Origin
+from app.sealing import Envelope
+from app.settings import Secret
 from tests.deployment import PASSWORD, Deployment, event_of, new_address
 
 SLOW = {"FIN_ARGON2": "m=65536,t=3,p=1", "FIN_HASH_THREADS": "1"}
@@ -153,6 +159,38 @@ async def test_an_entry_whose_plain_fields_were_changed_is_not_evaluated(deploym
 
     assert answer.code == "invalid_credentials"
     assert newest[b"request"] != b"0aaaa-other" and newest != last
+
+
+async def test_an_entry_sealed_without_the_edge_secret_is_buried_and_its_writer_learns_nothing(
+    deployment: Deployment,
+) -> None:
+    """Somebody who can write to the stream, and has the workers' public key, lacks the edge secret."""
+    kid, public_key = KeyFiles(deployment.folder / "data").seal_keys(Ring.SEAL, private=False).current
+    own = deployment.environ["FIN_EDGE_SECRET"].partition(":")[0]
+    forged_with = Secret(own, bytes(range(32)))
+    envelope = Envelope.to(kid, public_key, forged_with, "request")
+    frame = typed("login", {"email": new_address(), "password": "x"}, "1")
+    rid = f"0{own}-forged"
+    entry = pack_request(envelope, rid, frame, Origin("0-nobody", "c", "192.0.2.1", "192.0.2.1"), 9_999_999_999_999)
+    with Redis.from_url(deployment.redis_url) as redis:
+        redis.xadd(
+            names.lane(Lane.HASH),
+            {"r": rid, "n": entry.node, "e": "login", "d": entry.deadline, "s": "", "p": 0, "w": entry.wrapped}
+            | {"x": entry.box},  # type: ignore[dict-item]
+        )
+
+        async def buried() -> dict[bytes, bytes]:
+            while True:
+                for _, letter in redis.xrevrange(names.DEAD, count=5):
+                    if letter.get(b"r") == rid.encode():
+                        return dict(letter)
+                await asyncio.sleep(0.01)
+
+        letter = await asyncio.wait_for(buried(), 5)
+        audited = [fields for _, fields in redis.xrange(names.EVENTS) if fields[b"request"] == rid.encode()]
+
+    assert letter[b"reason"] == b"the seal does not hold"
+    assert not audited
 
 
 async def test_what_a_killed_worker_held_is_taken_over_and_answered_once(

@@ -129,6 +129,45 @@ def test_an_address_counts_as_its_network(ip: str, network: str) -> None:
     assert rules.network_of(ip) == network
 
 
+# --- even times ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "hash_ms", "delay"),
+    [
+        pytest.param(0, 0, 0, id="at once, the cost unknown"),
+        pytest.param(0.5, 0, 249.5, id="just after, the cost unknown"),
+        pytest.param(1, 30, 249, id="far below the cell"),
+        pytest.param(249.5, 30, 0.5, id="just below the cell's end"),
+        pytest.param(250, 30, 0, id="at the cell's end"),
+        pytest.param(250.5, 30, 249.5, id="just past the cell's end"),
+        pytest.param(500, 30, 0, id="at the end of the next"),
+        pytest.param(9_999, 30, 1, id="after long waiting"),
+        pytest.param(60, 125, 190, id="half a cell is one hash"),
+        pytest.param(60, 125.5, 440, id="a hash of just more than half a cell makes it twice as long"),
+        pytest.param(251, 125.5, 249, id="which is then the cell"),
+        pytest.param(500, 250, 0, id="two whole cells are two hashes"),
+        pytest.param(500, 250.5, 250, id="a hash of just more than a cell makes it three times as long"),
+        pytest.param(100, 1000, 1900, id="a second for a hash"),
+    ],
+)
+def test_a_refusal_of_credentials_is_held_back_to_the_end_of_its_cell(
+    elapsed: float, hash_ms: float, delay: float
+) -> None:
+    assert rules.even_delay(elapsed, hash_ms) == delay
+
+
+@given(st.floats(0, 30_000), st.floats(0, 5_000))
+@many
+def test_a_cell_holds_at_least_two_hashes_and_ends_on_the_grid(elapsed: float, hash_ms: float) -> None:
+    leaves = elapsed + rules.even_delay(elapsed, hash_ms)
+    cells = max(rules.GRID_MS, leaves) / rules.GRID_MS
+    assert elapsed - 1e-6 <= leaves
+    assert cells == pytest.approx(round(cells), abs=1e-6)
+    if 0 < elapsed <= 2 * hash_ms:  # whatever is done within the time of two hashes leaves at one moment
+        assert leaves == pytest.approx(rules.even_delay(2 * hash_ms, hash_ms) + 2 * hash_ms)
+
+
 # --- sessions -----------------------------------------------------------------------------------------------------
 
 IDLE = session(created=NOW, seen=NOW, rotated=NOW)  # its idle end comes first

@@ -14,6 +14,12 @@ from app.messages import Frame
 from app.records import Identity, Origin
 from app.sealing import Envelope
 
+PING_AFTER_SECONDS = 45.0  # of silence: below the minute after which many proxies drop a connection
+DEAD_AFTER_SECONDS = 75.0
+IDLE_SECONDS = 300.0
+UNREAD_SECONDS = 10.0
+IDLE = 4408
+
 
 @dataclass(eq=False)
 class Caller:
@@ -55,6 +61,23 @@ class Connection(Caller):
         self.socket.send(messages.encode(event, id, data))
 
     end = progress
+
+    def look_after(self, now: float) -> None:
+        """Cut it when it is dead or does not read, close it when it is idle, ask whether it lives when it is silent."""
+        socket = self.socket
+        if socket.unread_since is not None:
+            if not socket.still_unread():
+                socket.unread_since = None
+            elif now - socket.unread_since > UNREAD_SECONDS:
+                socket.cut()
+                return
+        silent = now - socket.heard
+        if silent > DEAD_AFTER_SECONDS:
+            socket.cut()
+        elif self.identity is None and not self.in_flight and now - self.asked > IDLE_SECONDS:
+            socket.shut(IDLE, "idle")
+        elif silent > PING_AFTER_SECONDS:
+            socket.ping()
 
 
 @dataclass(eq=False)
@@ -107,7 +130,7 @@ class Pending:
     same: str  # what identifies it where it was sent with a key
     timer: asyncio.TimerHandle | None = None
     rounds: int = 0  # how often it was admitted
-    place: int | None = None  # its place in the lane's order, while it waits
+    place: int = 0  # in the order of its lane, where it waits
     position: int = 0  # what its client was told last
 
 

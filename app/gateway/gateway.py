@@ -16,9 +16,10 @@ from typing import Any
 from app import entries, messages
 from app.gateway.connections import Bucket, Caller, Connection, Connections, Pending, RestCall
 from app.gateway.socket import Socket
+from app.gateway.waiting import Waiting
 from app.keys import SealKeys
-from app.messages import BadFrame, Code, Connected, Draining, Frame, Lane, Queued, refusal
-from app.ports import Admitted, Expired, Full, GatewayBroker, Known, LaneDepth, Sealed, Signed, Unavailable
+from app.messages import BadFrame, Code, Connected, Draining, Frame, Lane, refusal
+from app.ports import Admitted, Expired, Full, GatewayBroker, Known, Sealed, Signed, Unavailable
 from app.rules import even_delay, iso, network_of
 from app.sealing import Envelope, Unreadable
 from app.settings import Settings
@@ -30,12 +31,6 @@ DEADLINE_SLACK_SECONDS = 0.1  # the gateway's own timer fires this much after th
 ENVELOPE_SECONDS = 86_400.0  # a data key's life
 BEAT_SECONDS = 1.0
 SWEEP_SECONDS = 1.0
-POSITIONS_SECONDS = 0.25  # the contract's four a second; fewer when thousands wait, to spare the loop
-POSITIONS_FULL_RATE = 500
-PING_AFTER_SECONDS = 45.0  # of silence: below the minute after which many proxies drop a connection
-DEAD_AFTER_SECONDS = 75.0
-IDLE_SECONDS = 300.0
-UNREAD_SECONDS = 10.0
 UNAVAILABLE_RETRY_MS = 1000
 CROWDED_RETRY_MS = 500
 MOST_ROUNDS = 4  # of being admitted anew, when what was recorded ended meanwhile
@@ -43,7 +38,7 @@ DRAIN_SECONDS = 10.0
 ADMIT_PATIENCE_SECONDS = 0.01  # where others wait already: it has to wait far longer anyway
 READY_SECONDS = 3.0  # without a beat for this long the store is away
 
-IDLE, ENDED, FLOODING, GOING_AWAY = 4408, 4401, 4429, 1001
+ENDED, FLOODING, GOING_AWAY = 4401, 4429, 1001
 
 
 class Gateway:
@@ -54,7 +49,7 @@ class Gateway:
         self._edge = settings.edge_secret
         self.connections = Connections()
         self._pending: dict[str, Pending] = {}
-        self._waiting: set[Pending] = set()
+        self._waiting = Waiting()
         self._tasks: set[asyncio.Task[None]] = set()
         self._envelope = self._new_envelope()
         self._enveloped = time.monotonic()
@@ -241,9 +236,7 @@ class Gateway:
             return
         match answer:
             case Admitted(place, position, eta_ms) if position > 0 and pending.rid in self._pending:
-                pending.place = place
-                self._waiting.add(pending)
-                self._tell(pending, position, frame.timeout_ms if eta_ms is None else eta_ms)
+                self._waiting.add(pending, place, position, frame.timeout_ms if eta_ms is None else eta_ms)
             case Full(retry_after_ms):
                 spread = random.uniform(0.75, 1.25)  # noqa: S311  # so that they do not all come back at once
                 self._fail(pending, Code.OVERLOADED, int(max(250, retry_after_ms or 1000) * spread))
@@ -376,49 +369,16 @@ class Gateway:
             await asyncio.sleep(SWEEP_SECONDS)
             now = time.monotonic()
             for connection in self.connections:
-                self._look_at(connection, now)
-
-    def _look_at(self, connection: Connection, now: float) -> None:
-        socket = connection.socket
-        if socket.unread_since is not None:
-            if not socket.still_unread():
-                socket.unread_since = None
-            elif now - socket.unread_since > UNREAD_SECONDS:
-                socket.cut()
-                return
-        silent = now - socket.heard
-        if silent > DEAD_AFTER_SECONDS:
-            socket.cut()
-        elif connection.identity is None and not connection.in_flight and now - connection.asked > IDLE_SECONDS:
-            socket.shut(IDLE, "idle")
-        elif silent > PING_AFTER_SECONDS:
-            socket.ping()
+                connection.look_after(now)
 
     async def _tell_positions(self) -> None:
         while True:
-            await asyncio.sleep(POSITIONS_SECONDS * min(4.0, max(1.0, len(self._waiting) / POSITIONS_FULL_RATE)))
-            if not self._waiting:
-                continue
-            try:
-                depths = await self._broker.depths()
-            except Unavailable:
-                continue
-            for pending in list(self._waiting):
-                self._update_position(pending, depths[pending.frame.kind.lane])
-
-    def _update_position(self, pending: Pending, depth: LaneDepth) -> None:
-        assert pending.place is not None  # it would not be waiting
-        ahead = pending.place - depth.ended
-        position = max(1, ahead - depth.slots)
-        if position < pending.position:
-            eta_ms = int(ahead * 1000 / depth.rate) if depth.rate > 0 else messages.DEFAULT_TIMEOUT_MS
-            self._tell(pending, position, eta_ms)
-
-    def _tell(self, pending: Pending, position: int, eta_ms: int) -> None:
-        pending.position = position
-        if pending.caller is not None:
-            data = messages.encode_data(Queued(position=position, eta_ms=eta_ms))
-            pending.caller.progress(Queued.event, pending.frame.id, data)
+            await asyncio.sleep(self._waiting.pause)
+            if self._waiting:
+                try:
+                    self._waiting.update(await self._broker.depths())
+                except Unavailable:
+                    continue
 
     # --- small things --------------------------------------------------------------------------------------------
 
