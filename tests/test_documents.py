@@ -294,6 +294,30 @@ async def test_every_request_over_rest_is_answered_as_openapi_json_says(deployme
         real["refreshToken"] = cookie["Cookie"].partition("=")[2]  # one behind after /v1/refresh: within the grace
 
 
+# What Schemathesis does not provoke: method, request, body, headers, status.
+NO_REQUESTS: dict[str, tuple[str, str, bytes, dict[str, str], int]] = {
+    "no JSON": ("POST", "login", b"{", {}, 400),
+    "no object": ("POST", "login", b"[]", {}, 400),
+    "a key too short": ("POST", "login", b"{}", {"Idempotency-Key": "short"}, 400),
+    "a foreign page": ("POST", "claim", b"{}", {"Origin": "https://elsewhere.test"}, 403),
+    "an unknown request": ("POST", "nothing", b"{}", {}, 404),
+    "another method": ("PUT", "login", b"{}", {}, 405),
+    "a body too big": ("POST", "login", b" " * (messages.MAX_MESSAGE_BYTES + 1), {}, 413),
+    "another type": ("POST", "login", b"x", {"Content-Type": "text/plain"}, 415),
+}
+
+
+@pytest.mark.parametrize(("method", "event", "body", "headers", "status"), NO_REQUESTS.values(), ids=NO_REQUESTS)
+def test_what_is_no_request_is_refused_as_openapi_json_says(
+    method: str, event: str, body: bytes, headers: dict[str, str], status: int, deployment: Deployment
+) -> None:
+    answered, _, data = http(method, deployment.url(0, "http", f"/v1/{event}"), body, headers=headers)
+
+    assert answered == status
+    response = OPENAPI["components"]["responses"][f"error_{status}"]
+    hold(OPENAPI, response["content"]["application/json"]["schema"], orjson.loads(data))
+
+
 @pytest.mark.parametrize("path", [path for path, item in OPENAPI["paths"].items() if "get" in item])
 def test_what_is_read_is_as_openapi_json_says(path: str, deployment: Deployment) -> None:
     status, headers, body = http("GET", deployment.url(0, "http", path))

@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect as raw_connect
@@ -31,7 +32,7 @@ def strict(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield running
 
 
-def _from(ip: str) -> dict[str, dict[str, str]]:
+def _from(ip: str) -> dict[str, Any]:
     return {"additional_headers": {"X-Forwarded-For": ip}}
 
 

@@ -132,9 +132,7 @@ def refusal_of(outcome: Outcome) -> tuple[str, Code, str | None, int | None]:
 
 
 def nothing_happens(outcome: Outcome) -> bool:
-    return outcome == Outcome(
-        outcome.event, outcome.data, outcome.verdict, even=outcome.even, subject=outcome.subject
-    )
+    return outcome == Outcome(outcome.event, outcome.data, outcome.verdict, even=outcome.even, subject=outcome.subject)
 
 
 def evaluations_of(request: Request, **found: Any) -> tuple[Outcome, int]:

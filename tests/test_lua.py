@@ -17,12 +17,19 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from adapters import lua, names
-from adapters.redis_link import Batch, Link
-from adapters.redis_store import RECLAIM_MS, RedisStore
-from adapters.redis_streams import TAKEN_OVER_AFTER_MS, WORKER_LIVES_MS, RedisGateway, RedisMailQueue, RedisWorker
+from adapters.redis_link import Batch, Command, Link
+from adapters.redis_store import RECLAIM_MS, RECORD_KEPT_MS, RedisStore
+from adapters.redis_streams import (
+    MOST_JOINED,
+    TAKEN_OVER_AFTER_MS,
+    WORKER_LIVES_MS,
+    RedisGateway,
+    RedisMailQueue,
+    RedisWorker,
+)
 from app import entries
 from app.messages import Code, EmailConfirmed, Lane, LoggedOut, SessionEnded, refusal
-from app.ports import Admitted, Delivery, Entry, Expired, Full, Sealed, SealedMail, Settlement, Signed
+from app.ports import Admitted, Delivery, Entry, Expired, Full, Known, Record, Sealed, SealedMail, Settlement, Signed
 from app.records import (
     Account,
     Challenge,
@@ -39,7 +46,8 @@ from app.records import (
     Notice,
     Outcome,
     PutChallenge,
-    RenewCode,
+    Recorded,
+    RenewedCode,
     RotateSession,
     Session,
     StartSession,
@@ -227,8 +235,9 @@ def settlement(rid: str, done: Outcome, *, limits: tuple[Limit, ...] = (), **mor
     return Settlement(done, limits, Sealed(rid, b"box of " + rid.encode()), audit=audit, **more)
 
 
-def entry(rid: str = "rid", deadline: int = 0, lane: Lane = Lane.HASH) -> Entry:
-    return Entry(rid, "asker", "login", lane, deadline, b"wrapped\x00\xff", b"box\xfe" + rid.encode())
+def entry(rid: str = "rid", deadline: int = 0, lane: Lane = Lane.HASH, **more: Any) -> Entry:
+    made = Entry(rid, "asker", "login", lane, deadline, b"wrapped\x00\xff", b"box\xfe" + rid.encode())
+    return replace(made, **more)
 
 
 async def taken(parts: Bench, lane: Lane = Lane.HASH, most: int = 10) -> list[Delivery]:
@@ -237,8 +246,8 @@ async def taken(parts: Bench, lane: Lane = Lane.HASH, most: int = 10) -> list[De
     return list(found or await parts.worker.take(lane, most))
 
 
-async def in_hand(parts: Bench, rid: str = "rid", lane: Lane = Lane.HASH) -> Delivery:
-    await parts.admit(entry(rid, await parts.soon(), lane))
+async def in_hand(parts: Bench, rid: str = "rid", lane: Lane = Lane.HASH, **more: Any) -> Delivery:
+    assert isinstance(await parts.admit(entry(rid, await parts.soon(), lane, **more)), Admitted)
     [delivery] = await taken(parts, lane)
     return delivery
 
@@ -250,9 +259,14 @@ async def pending(parts: Bench, lane: Lane = Lane.HASH) -> int:
 # --- admit --------------------------------------------------------------------------------------------------------
 
 
-async def test_an_admitted_entry_arrives_at_a_worker_as_it_was_sent(redis_url: str) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"same": "mac"}, {"same": "mac", "replay": True}],
+    ids=["without a key", "with a key", "a question for a replay"],
+)
+async def test_an_admitted_entry_arrives_at_a_worker_as_it_was_sent(redis_url: str, more: dict[str, Any]) -> None:
     async with bench(redis_url) as parts:
-        sent = entry(deadline=await parts.soon())
+        sent = entry(deadline=await parts.soon(), **more)
         assert await parts.admit(sent) == Admitted(place=1, position=1, eta_ms=None)
         [delivery] = await taken(parts)
         assert (delivery.entry, delivery.lane, delivery.deliveries) == (sent, Lane.HASH, 1)
@@ -318,6 +332,120 @@ async def test_places_are_numbered_in_the_order_of_the_lane(redis_url: str) -> N
         order = [delivery.entry.rid for delivery in await taken(parts, most=50) if delivery.entry]
         assert sorted(places, key=lambda rid: places[rid]) == order
         assert sorted(places.values()) == list(range(1, 51))
+
+
+# --- admit: the same request again --------------------------------------------------------------------------------
+
+SAME, JOINED = names.same("mac"), names.joined("mac")
+
+
+async def ask(parts: Bench, rid: str, same: str = "mac", deadline: int | None = None, **more: Any) -> object:
+    """Send a request with a key."""
+    until = await parts.soon() if deadline is None else deadline
+    return await parts.admit(entry(rid, until, same=same, **more))
+
+
+async def lane_length(parts: Bench) -> int:
+    return await parts.length(names.lane(Lane.HASH))
+
+
+async def known(parts: Bench) -> dict[bytes, bytes]:
+    return dict(await parts.redis.hgetall(SAME))
+
+
+async def test_the_same_request_joins_the_one_that_is_pending(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        deadline = await parts.soon()
+        assert isinstance(await ask(parts, "first", deadline=deadline), Admitted)
+        for rid, node in (("second", "asker"), ("third", "node-b")):
+            assert await ask(parts, rid, node=node, deadline=deadline + 5000) == Known("joined")
+        assert await parts.redis.lrange(JOINED, 0, -1) == [b"asker second", b"node-b third"]
+        assert await known(parts) == {b"state": b"pending", b"rid": b"first", b"until": str(deadline).encode()}
+        for key in (SAME, JOINED):
+            assert await parts.redis.pexpiretime(key) == deadline + RECLAIM_MS
+        assert await lane_length(parts) == 1
+        assert await parts.redis.get(names.lane_count(Lane.HASH)) == b"1"
+
+
+async def test_eight_may_join_and_a_ninth_is_too_many(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        deadline = await parts.soon()
+        found = await asyncio.gather(*(ask(parts, f"{n}", deadline=deadline) for n in range(20)))
+        assert isinstance(found[0], Admitted)
+        assert found[1:] == [Known("joined")] * 8 + [Known("crowded")] * 11
+        assert MOST_JOINED == 8
+        assert (await parts.redis.llen(JOINED), await lane_length(parts)) == (8, 1)
+
+
+async def test_a_full_lane_lets_the_same_request_join_and_keeps_nothing_of_a_new_one(redis_url: str) -> None:
+    async with bench(redis_url, most=1) as parts:
+        assert isinstance(await ask(parts, "first"), Admitted)
+        assert await ask(parts, "second") == Known("joined")
+        assert isinstance(await ask(parts, "third", same="other"), Full)
+        assert not await parts.redis.exists(names.same("other"), names.joined("other"))
+
+
+async def test_what_comes_after_its_deadline_neither_joins_nor_is_known(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        past = await parts.now()
+        assert await ask(parts, "late", deadline=past) == Expired()
+        assert await known(parts) == {}
+        await ask(parts, "first")
+        assert await ask(parts, "late", deadline=past) == Expired()
+        assert not await parts.redis.exists(JOINED)
+
+
+@pytest.mark.parametrize("ago", [0, 1, 14_000])
+async def test_a_pending_request_whose_deadline_has_passed_is_replaced_with_all_who_joined_it(
+    redis_url: str, ago: int
+) -> None:
+    async with bench(redis_url) as parts:
+        await ask(parts, "first")
+        await ask(parts, "joined")
+        await parts.redis.hset(SAME, "until", await parts.now() - ago)
+        deadline = await parts.soon()
+        assert isinstance(await ask(parts, "second", deadline=deadline), Admitted)
+        assert await known(parts) == {b"state": b"pending", b"rid": b"second", b"until": str(deadline).encode()}
+        assert await parts.redis.pexpiretime(SAME) == deadline + RECLAIM_MS
+        assert not await parts.redis.exists(JOINED)
+        assert await ask(parts, "third") == Known("joined")
+        assert await parts.redis.lrange(JOINED, 0, -1) == [b"asker third"]
+        assert await lane_length(parts) == 2
+
+
+async def test_a_request_without_a_key_or_with_another_one_never_joins(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        for rid, same in (("1", ""), ("2", ""), ("3", "mac"), ("4", "cam")):
+            assert isinstance(await ask(parts, rid, same=same), Admitted)
+        assert sorted(await parts.redis.keys("*same*")) == sorted([SAME.encode(), names.same("cam").encode()])
+
+
+@pytest.mark.parametrize("state", ["unknown", "pending", "done"])
+async def test_a_question_for_a_replay_is_queued_whatever_is_known_and_changes_nothing_of_it(
+    redis_url: str, state: str
+) -> None:
+    async with bench(redis_url) as parts:
+        if state != "unknown":
+            delivery = await in_hand(parts, same="mac")
+            if state == "done":
+                await parts.end(delivery, settlement("rid", outcome(), record=record()))
+        before = await parts.redis.dump(SAME)
+        for rid in ("one", "other"):
+            assert isinstance(await ask(parts, rid, lane=Lane.FAST, replay=True), Admitted)
+        assert await parts.redis.dump(SAME) == before
+        assert not await parts.redis.exists(JOINED)
+        assert await parts.length(names.lane(Lane.FAST)) == 2
+
+
+async def test_a_request_whose_outcome_is_recorded_is_done_until_it_is_forgotten(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts, same="mac")
+        await parts.end(delivery, settlement("rid", outcome(), record=record()))
+        for _ in range(2 * MOST_JOINED):
+            assert await ask(parts, "again") == Known("done")
+        assert (await parts.redis.exists(JOINED), await lane_length(parts)) == (0, 0)
+        await parts.redis.delete(SAME)  # as its ten minutes do
+        assert isinstance(await ask(parts, "later"), Admitted)
 
 
 # --- NOSCRIPT -----------------------------------------------------------------------------------------------------
@@ -744,9 +872,40 @@ async def test_a_new_code_replaces_the_old_and_the_challenge_lives_no_longer_for
     async with bench(redis_url) as parts:
         waits = await put_challenge(parts)
         renewed = replace(waits, code_mac="wrk1:new", code_expires=waits.code_expires + 5000)
-        await parts.made(RenewCode(renewed))
+        assert await resend(parts, renewed) == "settled"
         assert (await parts.check(Needs(challenge_id=waits.id))).challenge == renewed
         assert await parts.redis.pexpiretime(names.CHALLENGES + waits.id) == waits.expires
+
+
+async def resend(parts: Bench, renewed: Challenge, *limits: Limit) -> str:
+    """Mail a new code for a challenge."""
+    rid = f"rid-{next(_numbers)}"
+    plan = settlement(rid, outcome(renewed=RenewedCode(renewed)), mails=((MAIL, sealed_mail(), limits),))
+    return await parts.keep(rid, await parts.soon(), plan)
+
+
+async def test_a_code_that_is_not_mailed_leaves_the_older_one_valid(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        waits = await put_challenge(parts)
+        made = [replace(waits, code_mac=f"wrk1:{n}", code_expires=waits.code_expires + n) for n in range(4)]
+        for renewed in made:
+            assert await resend(parts, renewed, MAILS_IP, MAILS) == "settled"  # two may be sent
+        assert (await parts.check(Needs(challenge_id=waits.id))).challenge == made[1]
+        assert await parts.length(names.MAIL) == 2
+        await parts.redis.delete(names.limit(MAILS.name, MAILS.subject))  # as the end of its window does
+        assert await resend(parts, made[3], MAILS_IP, MAILS) == "settled"
+        assert (await parts.check(Needs(challenge_id=waits.id))).challenge == made[3]
+
+
+async def test_a_code_is_renewed_by_the_first_mail_and_by_no_other(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        waits = await put_challenge(parts)
+        none_left, renewed = replace(MAILS, most=0), replace(waits, code_mac="wrk1:new")
+        mails = ((MAIL, sealed_mail("first"), (none_left,)), (MAIL, sealed_mail("second"), ()))
+        plan = settlement("mailed", outcome(renewed=RenewedCode(renewed)), mails=mails)
+        assert await parts.keep("mailed", await parts.soon(), plan) == "settled"
+        assert [fields[b"id"] for _, fields in await parts.redis.xrange(names.MAIL)] == [b"second"]
+        assert (await parts.check(Needs(challenge_id=waits.id))).challenge == waits
 
 
 async def test_a_session_ends_by_itself_when_its_time_is_over(redis_url: str) -> None:
@@ -878,7 +1037,10 @@ USER, SESSION, CHALLENGE = names.USERS + account().id, names.SESSIONS + session(
             ("HSET", CHALLENGE, "user", "0wrk1-other"),
             id="an account whose challenge is another's",
         ),
-        pytest.param(RenewCode(challenge()), ("DEL", CHALLENGE), id="a code for a challenge that is gone"),
+        pytest.param(RenewedCode(challenge()), ("DEL", CHALLENGE), id="a code for a challenge that is gone"),
+        pytest.param(
+            RenewedCode(challenge()), ("HSET", CHALLENGE, "email", "x@example.com"), id="a code for another's challenge"
+        ),
         pytest.param(
             StartSession(session(id="0wrk1-new"), account(), None),
             ("HINCRBY", USER, "version", 1),
@@ -900,29 +1062,33 @@ USER, SESSION, CHALLENGE = names.USERS + account().id, names.SESSIONS + session(
 )
 @pytest.mark.parametrize("place", ["first", "last"])
 async def test_a_conflict_leaves_everything_as_it_was(
-    redis_url: str, write: Write, change: tuple[str, ...], place: str
+    redis_url: str, write: Write | RenewedCode, change: tuple[str, ...], place: str
 ) -> None:
     async with bench(redis_url) as parts:
         await kept(parts)
         await put_challenge(parts)
         await parts.redis.execute_command(*change)
         await parts.check(Needs(limits=(TRIES, USES)))
-        delivery = await in_hand(parts)
+        delivery = await in_hand(parts, same="mac")
+        await ask(parts, "joined")
         await parts.living("asker")
         await parts.redis.hset(names.ONLINE + account().id, "asker here", "s")
         others: tuple[Write, ...] = (
             PutChallenge(await new_challenge(parts, id="0wrk1-other")),
             UpgradePassword(account().id, account().password, "pep1:new"),
         )
-        writes = (write, *others) if place == "first" else (*others, write)
+        renewed = write if isinstance(write, RenewedCode) else None
+        first = () if isinstance(write, RenewedCode) else (write,)
+        writes = (*first, *others) if place == "first" else (*others, *first)
         told = notice("logout")
         plan = settlement(
             "rid",
-            outcome(*writes, identity=Identity(account().id, "new")),
+            outcome(*writes, identity=Identity(account().id, "new"), renewed=renewed),
             limits=(TRIES, USES),
             notices=((told, entries.sign_notice(EDGE, told)),),
             mails=((MAIL, sealed_mail(), (MAILS,)),),
             presence=("asker", "here"),
+            record=record(),
         )
         before = await parts.snapshot()
         assert await parts.end(delivery, plan) == "conflict"
@@ -935,8 +1101,8 @@ async def test_an_untouched_session_and_account_are_no_conflict(redis_url: str) 
     async with bench(redis_url) as parts:
         made = await kept(parts)
         waits = await put_challenge(parts)
+        assert await resend(parts, waits) == "settled"
         for write in (
-            RenewCode(waits),
             StartSession(replace(made.session, id="0wrk1-new"), made.account, None),
             RotateSession(made.session, made.session.created),
             ConfirmSession(made.session, made.session.created),
@@ -1052,15 +1218,21 @@ async def test_a_dead_letter_has_no_box_and_its_client_is_told(redis_url: str) -
 @pytest.mark.parametrize(
     "fields",
     [
-        pytest.param({"x": "y"}, id="other fields"),
-        pytest.param({"r": "rid", "n": "n", "e": "login", "w": "w", "x": "x"}, id="no deadline"),
-        pytest.param({"r": "rid", "n": "n", "e": "login", "d": "soon", "w": "w", "x": "x"}, id="a deadline in words"),
-        pytest.param({"r": b"\xff", "n": "n", "e": "login", "d": "1", "w": "w", "x": "x"}, id="an id that is no text"),
+        pytest.param({"other": "y"}, id="other fields"),
+        pytest.param({"d": None}, id="no deadline"),
+        pytest.param({"d": "soon"}, id="a deadline in words"),
+        pytest.param({"r": b"\xff"}, id="an id that is no text"),
+        pytest.param({"s": None}, id="nothing of what it is the same as"),
+        pytest.param({"s": b"\xff"}, id="the same as no text"),
+        pytest.param({"p": None}, id="nothing of whether it asks for a replay"),
+        pytest.param({"x": None}, id="no box"),
     ],
 )
-async def test_what_is_no_entry_is_taken_as_none_and_can_be_buried(redis_url: str, fields: dict[Any, Any]) -> None:
+async def test_what_is_no_entry_is_taken_as_none_and_can_be_buried(redis_url: str, fields: dict[str, Any]) -> None:
     async with bench(redis_url) as parts:
-        await parts.redis.xadd(names.lane(Lane.HASH), fields)
+        right: dict[str, Any] = {"r": "rid", "n": "n", "e": "login", "d": "1", "s": "", "p": "0", "w": "w", "x": "x"}
+        altered = {name: value for name, value in (right | fields).items() if value is not None}
+        await parts.redis.xadd(names.lane(Lane.HASH), fields if "other" in fields else altered)
         [delivery] = await taken(parts)
         assert delivery.entry is None
         await parts.worker.bury(delivery, "not an entry", None)
@@ -1132,6 +1304,138 @@ async def test_two_mails_of_one_request_are_counted_one_by_one(redis_url: str) -
     async with bench(redis_url) as parts:
         await parts.made(mails=tuple((MAIL, sealed_mail(f"m{n}"), (MAILS,)) for n in range(4)))
         assert (await parts.length(names.MAIL), await counted(parts, MAILS)) == (2, 2)
+
+
+# --- settle: what is remembered of a request with a key -----------------------------------------------------------
+
+
+def record(code: Code | None = None, retry_after_ms: int | None = None, session_id: str = "") -> Record:
+    """A recorded outcome, or with a code an error that is not."""
+    box = b"outcome\x00\xff" if code is None else None
+    return Record("mac", session_id, box, entries.sign_word(EDGE, "mac", code, retry_after_ms))
+
+
+async def test_an_outcome_is_recorded_with_whose_it_is_for_ten_minutes(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts, same="mac")
+        await ask(parts, "joined")
+        plan = settlement("rid", outcome(), record=record(session_id="0wrk1-session"))
+        assert await parts.end(delivery, plan) == "settled"
+        assert await parts.store.recall("mac") == Recorded(b"outcome\x00\xff", "0wrk1-session")
+        assert RECORD_KEPT_MS == 10 * MINUTE
+        assert RECORD_KEPT_MS - 5000 < await parts.redis.pttl(SAME) <= RECORD_KEPT_MS
+        assert not await parts.redis.exists(JOINED)
+        assert await anext(parts.gateway.replies()) == Sealed("rid", b"box of rid")
+
+
+async def test_an_error_is_not_recorded_and_the_same_request_is_a_new_one(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts, same="mac")
+        await ask(parts, "joined")
+        assert await parts.end(delivery, settlement("rid", outcome(), record=record(Code.RATE_LIMITED))) == "settled"
+        assert await parts.store.recall("mac") is None
+        assert not await parts.redis.exists(SAME, JOINED)
+        assert isinstance(await ask(parts, "again"), Admitted)
+
+
+@pytest.mark.parametrize("code", [None, Code.RATE_LIMITED], ids=["recorded", "an error"])
+async def test_everybody_who_joined_gets_word_on_the_stream_of_his_node(redis_url: str, code: Code | None) -> None:
+    async with bench(redis_url) as parts, bench(redis_url, node="node-b") as other:
+        delivery = await in_hand(parts, same="mac")
+        for rid, node in (("b1", "node-b"), ("a1", "asker"), ("b2", "node-b")):
+            assert await ask(parts, rid, node=node) == Known("joined")
+        remembers = record(code, 5000 if code else None)
+        await parts.end(delivery, settlement("rid", outcome(), record=remembers))
+        here, there = parts.gateway.replies(), other.gateway.replies()
+        assert await anext(here) == Sealed("rid", b"box of rid")
+        told = [(await anext(here)), (await anext(there)), (await anext(there))]
+        assert told == [replace(remembers.word, rid=rid) for rid in ("a1", "b1", "b2")]
+        opened = entries.open_signed(EDGE, remembers.word)
+        assert opened == entries.OpenedWord("mac", code, 5000 if code else None)
+        assert (await parts.length(names.REPLIES + "asker"), await parts.length(names.REPLIES + "node-b")) == (2, 2)
+        assert 55_000 < await parts.redis.pttl(names.REPLIES + "node-b") <= 60_000
+
+
+async def test_a_request_that_nobody_joined_sends_no_word(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts, same="mac")
+        await parts.end(delivery, settlement("rid", outcome(), record=record()))
+        assert await parts.redis.keys(names.REPLIES + "*") == [(names.REPLIES + "asker").encode()]
+        assert await parts.length(names.REPLIES + "asker") == 1
+
+
+@pytest.mark.parametrize("code", [None, Code.INTERNAL], ids=["recorded", "an error"])
+@pytest.mark.parametrize("now", ["another's", "another's outcome", "nobody's"])
+async def test_what_another_has_taken_the_place_of_is_left_alone(redis_url: str, now: str, code: Code | None) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts, same="mac")
+        await parts.redis.delete(SAME)  # as the end of its deadline and of its time to be reclaimed does
+        if now != "nobody's":
+            second = await in_hand(parts, "second", same="mac")
+            assert await ask(parts, "joined", node="node-b") == Known("joined")
+            if now == "another's outcome":
+                await parts.end(second, settlement("second", outcome(), record=record(session_id="second's")))
+        before, words = await parts.redis.dump(SAME), await parts.length(names.REPLIES + "node-b")
+        assert await parts.end(delivery, settlement("rid", outcome(), record=record(code))) == "settled"
+        assert await parts.redis.dump(SAME) == before
+        assert await parts.length(names.REPLIES + "node-b") == words
+        assert await parts.redis.llen(JOINED) == (1 if now == "another's" else 0)
+
+
+@pytest.mark.parametrize("how", ["expired", "cancelled", "settled before", "dropped"])
+async def test_what_is_not_evaluated_records_nothing_and_tells_nobody(redis_url: str, how: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts, same="mac")
+        await ask(parts, "joined", node="node-b")
+        before = await parts.redis.dump(SAME)
+        plan = settlement("rid", outcome(), record=record())
+        if how == "cancelled":
+            await parts.gateway.cancel(["rid"])
+        elif how == "settled before":
+            await parts.settle(rid="rid")
+        if how == "dropped":
+            await parts.worker.drop(delivery, ())
+        else:
+            state = await parts.keep("rid", await parts.now() - 1 if how == "expired" else await parts.soon(), plan)
+            assert state == ("expired" if how == "expired" else "done")
+        assert await parts.redis.dump(SAME) == before
+        assert await parts.length(names.REPLIES + "node-b") == 0
+        assert await parts.store.recall("mac") is None
+
+
+async def test_a_request_that_is_delivered_twice_is_recorded_and_told_of_once(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts, same="mac")
+        await ask(parts, "joined", node="node-b")
+        assert await parts.end(delivery, settlement("rid", outcome(), record=record(session_id="one"))) == "settled"
+        assert await parts.end(delivery, settlement("rid", outcome(), record=record(session_id="other"))) == "done"
+        assert await parts.store.recall("mac") == Recorded(b"outcome\x00\xff", "one")
+        assert await parts.length(names.REPLIES + "node-b") == 1
+
+
+async def test_a_settled_request_without_a_key_remembers_nothing(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.end(await in_hand(parts), settlement("rid", outcome()))
+        assert await parts.redis.keys("*same*") == []
+
+
+async def test_nothing_is_recalled_of_a_request_that_nobody_knows_or_that_is_pending(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        assert await parts.store.recall("mac") is None
+        await ask(parts, "first")
+        assert await parts.store.recall("mac") is None
+
+
+async def test_what_is_forgotten_is_a_new_request_when_it_is_sent_again(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.store.forget("mac")  # nothing to forget
+        delivery = await in_hand(parts, same="mac")
+        await parts.end(delivery, settlement("rid", outcome(), record=record()))
+        await parts.store.forget("cam")
+        assert await ask(parts, "again") == Known("done")
+        await parts.store.forget("mac")
+        assert await parts.store.recall("mac") is None
+        assert isinstance(await ask(parts, "later"), Admitted)
 
 
 # --- settle: notices and presence ---------------------------------------------------------------------------------
@@ -1270,18 +1574,137 @@ async def test_a_refusal_is_recorded_with_its_code(redis_url: str) -> None:
         assert (event[b"event"], event[b"code"]) == (b"login_failure", b"invalid_credentials")
 
 
+# --- patience: what may wait travels in company -------------------------------------------------------------------
+
+
+class Counting(Link):
+    """A real one that keeps how many commands each of its trips had."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, "test-patience")
+        self.trips: list[int] = []
+
+    async def pipeline(self, commands: Sequence[Command], **more: Any) -> list[Any]:
+        self.trips.append(len(commands))
+        return await super().pipeline(commands, **more)
+
+
+@dataclass
+class Patience:
+    """A batch whose trips are counted; `beat` asks for a script with some patience in seconds."""
+
+    link: Counting
+    batch: Batch
+
+    def beat(self, patience: float) -> asyncio.Future[Any]:
+        keys = [names.WORKERS, names.CAPACITY]
+        return self.batch.script(lua.BEAT, keys, "name", msgspec.msgpack.encode({}), 4000, patience=patience)
+
+
+@asynccontextmanager
+async def patience(url: str) -> AsyncIterator[Patience]:
+    link = Counting(url)
+    found = Patience(link, Batch(link))
+    await found.beat(0.0)  # the scripts are loaded from here on
+    link.trips.clear()
+    try:
+        yield found
+    finally:
+        await found.batch.close()
+
+
+LONG, SHORT = 60.0, 0.05
+
+
+@pytest.mark.parametrize("hurried", ["a script", "a command"])
+async def test_who_is_patient_waits_for_the_first_who_is_not_and_travels_with_him(redis_url: str, hurried: str) -> None:
+    async with patience(redis_url) as found:
+        patient = [found.beat(LONG) for _ in range(3)]
+        done, _ = await asyncio.wait(patient, timeout=SHORT)
+        assert (len(done), found.link.trips) == (0, [])
+        await (found.beat(0.0) if hurried == "a script" else found.batch.command("PING"))
+        assert all(future.done() for future in patient)
+        assert found.link.trips == [4]
+
+
+async def test_who_is_patient_travels_by_himself_with_his_like_when_his_patience_ends(redis_url: str) -> None:
+    async with patience(redis_url) as found:
+        loop = asyncio.get_running_loop()
+        for _ in range(2):  # also a second time
+            found.link.trips.clear()
+            began = loop.time()
+            patient = [found.beat(SHORT)]
+            await asyncio.sleep(SHORT / 2)
+            patient.append(found.beat(SHORT))  # does not make the first wait longer
+            await asyncio.gather(*patient)
+            assert SHORT * 0.9 <= loop.time() - began < SHORT * 10
+            assert found.link.trips == [2]
+
+
+async def test_a_hurried_trip_leaves_nothing_of_the_patience_of_those_it_took_along(redis_url: str) -> None:
+    async with patience(redis_url) as found:
+        first = found.beat(SHORT)
+        await found.beat(0.0)
+        later = found.beat(LONG)
+        done, _ = await asyncio.wait([later], timeout=SHORT * 3)  # past the end of the first one's patience
+        assert first.done()
+        assert (done, found.link.trips) == (set(), [2])
+
+
+async def test_who_comes_while_a_trip_is_under_way_travels_with_the_next_patient_or_not(redis_url: str) -> None:
+    async with patience(redis_url) as found:
+        hurried = found.beat(0.0)
+        await asyncio.sleep(0)  # it is under way
+        await asyncio.gather(hurried, found.beat(LONG), found.beat(0.0))
+        assert found.link.trips == [1, 2]
+
+
+async def test_what_still_waits_is_sent_when_the_batch_closes(redis_url: str) -> None:
+    async with patience(redis_url) as found:
+        patient = [found.beat(LONG) for _ in range(3)]
+        await found.batch.close()
+        assert all(future.done() and future.result() for future in patient)
+        assert found.link.trips == [3]
+
+
+async def test_what_nobody_waits_for_any_more_is_not_sent(redis_url: str) -> None:
+    async with patience(redis_url) as found:
+        given_up, patient = found.beat(LONG), found.beat(LONG)
+        given_up.cancel()
+        await found.beat(0.0)
+        assert patient.done()
+        assert found.link.trips == [2]
+
+
+async def test_admitting_and_settling_wait_for_company_as_long_as_they_are_told(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        deadline = await parts.soon()
+        admitting = asyncio.ensure_future(parts.gateway.admit(entry(deadline=deadline), LONG))
+        done, _ = await asyncio.wait([admitting], timeout=SHORT)
+        assert not done
+        await parts.admit(entry("hurried", deadline))
+        assert isinstance(await admitting, Admitted)
+        first, second = await taken(parts)
+        settling = asyncio.ensure_future(parts.worker.settle(first, settlement("rid", outcome()), LONG))
+        done, _ = await asyncio.wait([settling], timeout=SHORT)
+        assert not done
+        assert await parts.end(second, settlement("hurried", outcome())) == "settled"
+        assert await settling == "settled"
+
+
 # --- return -------------------------------------------------------------------------------------------------------
 
 
 async def test_what_is_given_back_goes_to_the_tail_of_its_lane(redis_url: str) -> None:
     async with bench(redis_url) as parts:
         deadline = await parts.soon()
-        for rid in ("first", "second"):
-            await parts.admit(entry(rid, deadline))
+        keyed = entry("first", deadline, same="mac")
+        for sent in (keyed, entry("second", deadline)):
+            await parts.admit(sent)
         [delivery] = await taken(parts, most=1)
         await parts.worker.give_back(delivery)
         again = await taken(parts)
-        assert [found.entry for found in again] == [entry("second", deadline), entry("first", deadline)]
+        assert [found.entry for found in again] == [entry("second", deadline), keyed]
         assert (await pending(parts), await parts.length(names.lane(Lane.HASH))) == (2, 2)
         assert await parts.redis.get(names.lane_count(Lane.HASH)) == b"3"
 
@@ -1494,7 +1917,9 @@ async def test_every_key_carries_the_tag_of_its_shard(redis_url: str) -> None:
         await put_challenge(parts)
         await parts.worker.beat(ONE)
         await parts.gateway.heartbeat()
-        delivery = await in_hand(parts)
+        delivery = await in_hand(parts, same="mac")
+        for rid, same in (("joined", "mac"), ("pending", "cam"), ("waits", "cam")):
+            await ask(parts, rid, same)
         await parts.check(Needs(limits=(ACCOUNT, USES)))
         told = notice("logout")
         plan = settlement(
@@ -1504,8 +1929,10 @@ async def test_every_key_carries_the_tag_of_its_shard(redis_url: str) -> None:
             mails=((MAIL, sealed_mail(), (MAILS,)),),
             notices=((told, entries.sign_notice(EDGE, told)),),
             presence=HERE,
+            record=record(),
         )
         await parts.end(delivery, plan)
         keys = await parts.redis.keys("*")
-        assert len(keys) > 12
+        assert len(keys) > 15
+        assert {SAME.encode(), names.same("cam").encode(), names.joined("cam").encode()} <= set(keys)
         assert all(key.startswith(b"fin:{0}:") for key in keys)

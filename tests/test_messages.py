@@ -470,7 +470,9 @@ def test_a_device_name_has_no_control_characters(name: str, taken: bool) -> None
     ("one", "other"),
     [
         pytest.param(b'{"email":"a@b.c","password":"x"}', b' { "password" : "x",\n"email":"a@b.c" }', id="order"),
-        pytest.param(b'{"email":"a@b.c","password":"x"}', b'{"\\u0065mail":"\\u0061@b.c","password":"x"}', id="escapes"),
+        pytest.param(
+            b'{"email":"a@b.c","password":"x"}', b'{"\\u0065mail":"\\u0061@b.c","password":"x"}', id="escapes"
+        ),
         pytest.param(
             b'{"email":"a@b.c","password":"x"}',
             b'{"email":"a@b.c","password":"x","deviceToken":null,"deviceName":null}',

@@ -110,7 +110,7 @@ async def test_an_unreadable_entry_goes_to_the_dead_letters_and_its_neighbours_a
     with Redis.from_url(deployment.redis_url) as redis:
         before = redis.xlen(names.DEAD)
         async with deployment.client() as client:
-            redis.xadd(names.lane(lane), BAD_ENTRIES[name])  # type: ignore[arg-type]
+            redis.xadd(names.lane(lane), BAD_ENTRIES[name])
             login = await client.ask("login", email=new_address(), password="x")
             refresh = await client.ask("refresh", refreshToken="x")
 
@@ -176,7 +176,7 @@ async def test_an_entry_sealed_without_the_edge_secret_is_buried_and_its_writer_
         redis.xadd(
             names.lane(Lane.HASH),
             {"r": rid, "n": entry.node, "e": "login", "d": entry.deadline, "s": "", "p": 0, "w": entry.wrapped}
-            | {"x": entry.box},  # type: ignore[dict-item]
+            | {"x": entry.box},
         )
 
         async def buried() -> dict[bytes, bytes]:

@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import entries, sealing
-from app.entries import OpenedFailure, OpenedNotice
-from app.messages import KINDS, Code, Lane, LoginSuccess, SessionEnded, decode, refusal
+from app.entries import ANEW, OpenedFailure, OpenedNotice, OpenedRecord, OpenedReply, OpenedWord
+from app.messages import KINDS, Code, Lane, LoginSuccess, SessionEnded, decode, refusal, typed
 from app.ports import Entry, Sealed, SealedMail, Signed
 from app.records import Identity, Mail, Notice, Origin, Outcome
 from app.sealing import Envelope, Opener, Unreadable, associated
-from tests.making import EDGE, IDENTITY, NOW, ORIGIN, secret, secrets_of
-from tests.test_messages import DATA, text_of
+from app.settings import Secrets
+from tests.making import EDGE, IDENTITY, NOW, ORIGIN, WORKER, secret, secrets_of
+from tests.test_messages import DATA, data_of, text_of
 
 many = settings(max_examples=200, deadline=None, database=None)
 
@@ -41,8 +42,10 @@ def opener(purpose: str = "request") -> Opener:
 ENVELOPE = envelope()
 
 
-def pack(event: str = "login", origin: Origin = ORIGIN, box: Envelope = ENVELOPE) -> Entry:
-    return entries.pack_request(box, "0edg1-rid", decode(text_of(event)), origin, NOW)
+def pack(
+    event: str = "login", origin: Origin = ORIGIN, box: Envelope = ENVELOPE, same: str = "", replay: bool = False
+) -> Entry:
+    return entries.pack_request(box, "0edg1-rid", decode(text_of(event)), origin, NOW, same, replay=replay)
 
 
 # --- envelopes ----------------------------------------------------------------------------------------------------
@@ -108,7 +111,7 @@ def test_an_envelope_opens_only_with_its_key_its_edge_secret_and_for_its_purpose
 
 def test_who_has_the_private_key_but_another_edge_secret_under_the_same_id_neither_reads_nor_writes() -> None:
     forged = replace(secret("evil"), kid="edg1")
-    thief = Opener({"key1": KEY}, replace(EDGE, versions=(forged,)), "request").envelope(ENVELOPE.wrapped)
+    thief = Opener({"key1": KEY}, Secrets((forged,)), "request").envelope(ENVELOPE.wrapped)
     with pytest.raises(Unreadable):
         thief.open(ENVELOPE.seal(b"text", b""), b"")
     stranger = Envelope.to("key1", KEY.public_key(), forged, "request")
@@ -173,8 +176,26 @@ def test_a_request_arrives_as_it_was_sent(event: str, identity: Identity | None)
     entry = pack(event, origin)
     assert (entry.rid, entry.node, entry.event, entry.deadline) == ("0edg1-rid", "0-node", event, NOW)
     assert entry.lane is KINDS[event].lane
+    assert (entry.same, entry.replay) == ("", False)
     _, kind, request, found = entries.open_request(opener(), entry)
     assert (kind, request, found) == (KINDS[event], decode(text_of(event)).data, origin)
+
+
+def test_what_a_rest_caller_brings_arrives_with_the_request_and_is_not_shown() -> None:
+    origin = replace(ORIGIN, connection="", bearer="header.payload.signature", refresh_token="wrk1.s.4.mac")
+    entry = pack("account", origin)
+    assert entries.open_request(opener(), entry)[3] == origin
+    shown = f"{origin!r} {entry!r} {entry.wrapped!r} {entry.box!r}"
+    assert origin.bearer not in shown
+    assert origin.refresh_token not in shown
+
+
+@pytest.mark.parametrize("event", KINDS)
+def test_a_question_for_what_became_of_a_request_waits_where_nothing_is_hashed(event: str) -> None:
+    sent, asks = pack(event, same="mac"), pack(event, same="mac", replay=True)
+    assert (sent.lane, sent.same, sent.replay) == (KINDS[event].lane, "mac", False)
+    assert (asks.lane, asks.same, asks.replay) == (Lane.FAST, "mac", True)
+    assert entries.open_request(opener(), asks)[1:] == entries.open_request(opener(), sent)[1:]
 
 
 @pytest.mark.parametrize(
@@ -191,13 +212,23 @@ def test_a_request_arrives_as_it_was_sent(event: str, identity: Identity | None)
         pytest.param(lambda e: replace(e, box=pack("register").box), id="another request's box"),
         pytest.param(lambda e: replace(e, box=b""), id="no box"),
         pytest.param(lambda e: replace(e, rid="0edg1-rid0", node="-node"), id="shifted fields"),
+        pytest.param(lambda e: replace(e, same="cam"), id="what it is the same as"),
+        pytest.param(lambda e: replace(e, same=""), id="the same as nothing"),
+        pytest.param(lambda e: replace(e, replay=True), id="made a question for a replay"),
+        pytest.param(lambda e: replace(e, same="mac1", replay=False), id="shifted into the replay"),
     ],
 )
 def test_an_entry_with_anything_altered_is_unreadable(alter: Callable[[Entry], Entry]) -> None:
-    entry = pack()
+    entry = pack(same="mac")
     entries.open_request(opener(), entry)
     with pytest.raises(Unreadable):
         entries.open_request(opener(), alter(entry))
+
+
+def test_a_question_for_a_replay_cannot_be_made_the_request_itself() -> None:
+    asks = pack("refresh", same="mac", replay=True)
+    with pytest.raises(Unreadable):
+        entries.open_request(opener(), replace(asks, replay=False))
 
 
 def sealed_body(body: object, event: str = "login") -> Entry:
@@ -205,7 +236,7 @@ def sealed_body(body: object, event: str = "login") -> Entry:
     text = body if isinstance(body, bytes) else orjson.dumps(body)
     kind = KINDS.get(event)
     lane = kind.lane if kind else Lane.HASH
-    bound = associated("0edg1-rid", "0-node", event, lane, NOW, ENVELOPE.wrapped)
+    bound = associated("0edg1-rid", "0-node", event, lane, NOW, ENVELOPE.wrapped, "", 0)
     return Entry("0edg1-rid", "0-node", event, lane, NOW, ENVELOPE.wrapped, ENVELOPE.seal(text, bound))
 
 
@@ -240,6 +271,68 @@ def test_nothing_of_a_requests_data_is_readable_in_its_entry(event: str) -> None
         assert value.encode() not in shown
 
 
+# --- the same request ---------------------------------------------------------------------------------------------
+
+KEYED, SESSION_ID = "k" * 16, "0wrk1-session"
+
+
+def same(frame: bytes, session_id: str = SESSION_ID, edge: Secrets = EDGE) -> str:
+    return entries.sameness(edge, decode(frame), session_id)
+
+
+def test_what_makes_a_request_the_same_tells_nothing_of_it() -> None:
+    found = same(text_of("login", key=KEYED))
+    assert len(found) == 64 and int(found, 16)
+    assert KEYED not in found
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param(text_of("login", key=KEYED), id="sent again"),
+        pytest.param(text_of("login", key=KEYED, id="another"), id="under another id"),
+        pytest.param(text_of("login", key=KEYED, timeoutMs=500), id="with another deadline"),
+        pytest.param(
+            text_of("login", key=KEYED, data=dict(reversed(DATA["login"].items()))), id="its data in another order"
+        ),
+        pytest.param(data_of("login", email=" ANA@example.com").replace(b'"id"', b'"key":"%s","id"' % KEYED.encode()),
+                     id="the address written otherwise"),
+        pytest.param(text_of("login", key=KEYED, data=DATA["login"] | {"deviceToken": None, "deviceName": None}),
+                     id="defaults given"),
+        pytest.param(text_of("login", key=KEYED).replace(b"ana@", b"\\u0061na@"), id="escaped"),
+    ],
+)  # fmt: skip
+def test_a_request_is_the_same_however_it_is_written(frame: bytes) -> None:
+    assert same(frame) == same(text_of("login", key=KEYED))
+
+
+def test_a_request_over_rest_is_the_same_as_in_a_frame() -> None:
+    frame = typed("login", DATA["login"], "1", KEYED)
+    assert entries.sameness(EDGE, frame, SESSION_ID) == same(text_of("login", key=KEYED))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(lambda: same(text_of("login", key="l" * 16)), id="another key"),
+        pytest.param(lambda: same(text_of("login", key=KEYED + "k")), id="a longer key"),
+        pytest.param(lambda: same(text_of("login", key=KEYED.upper())), id="a key of other case"),
+        pytest.param(lambda: same(text_of("register", key=KEYED, data=DATA["login"])), id="another event"),
+        pytest.param(
+            lambda: same(text_of("login", key=KEYED, data=DATA["login"] | {"password": "x"})), id="another password"
+        ),
+        pytest.param(
+            lambda: same(text_of("login", key=KEYED, data=DATA["login"] | {"deviceName": "x"})), id="a name besides"
+        ),
+        pytest.param(lambda: same(text_of("login", key=KEYED), "0wrk1-other"), id="another session"),
+        pytest.param(lambda: same(text_of("login", key=KEYED), ""), id="no session"),
+        pytest.param(lambda: same(text_of("login", key=KEYED), edge=secrets_of("edg2")), id="another edge secret"),
+    ],
+)
+def test_a_request_with_anything_else_is_another(other: Callable[[], str]) -> None:
+    assert other() != same(text_of("login", key=KEYED))
+
+
 # --- replies ------------------------------------------------------------------------------------------------------
 
 TOKENS = LoginSuccess(
@@ -255,22 +348,36 @@ SUCCESS = Outcome("login_success", TOKENS, identity=IDENTITY)
 REFUSED = Outcome("login_failure", refusal(Code.TOO_MANY_ATTEMPTS, retry_after_ms=30_000))
 
 
+def reply(outcome: Outcome = SUCCESS, box: Envelope = ENVELOPE) -> Sealed:
+    return entries.pack_reply(box, "0edg1-rid", entries.reply_of(outcome))
+
+
 @pytest.mark.parametrize(
     ("outcome", "code"),
-    [(SUCCESS, "ok"), (REFUSED, "too_many_attempts"), (replace(REFUSED, forget=True), "too_many_attempts")],
-    ids=["a success", "a refusal", "one that forgets"],
+    [
+        (SUCCESS, "ok"),
+        (REFUSED, "too_many_attempts"),
+        (replace(REFUSED, forget=True), "too_many_attempts"),
+        (replace(REFUSED, even=True), "too_many_attempts"),
+    ],
+    ids=["a success", "a refusal", "one that forgets", "one that leaves on the grid"],
 )
 def test_a_reply_arrives_as_it_was_decided(outcome: Outcome, code: str) -> None:
-    sealed = entries.pack_reply(opener().envelope(ENVELOPE.wrapped), "0edg1-rid", outcome)
-    opened = entries.open_reply(ENVELOPE, sealed)
+    opened = entries.open_reply(ENVELOPE, reply(outcome, opener().envelope(ENVELOPE.wrapped)))
+    assert opened == entries.reply_of(outcome)
     assert (opened.event, opened.code) == (outcome.event, code)
-    assert (opened.identity, opened.forget) == (outcome.identity, outcome.forget)
+    assert (opened.identity, opened.forget, opened.even) == (outcome.identity, outcome.forget, outcome.even)
     assert msgspec.json.decode(opened.data, type=type(outcome.data)) == outcome.data
 
 
+def test_word_to_admit_it_anew_arrives_as_such_and_is_no_reply_that_an_outcome_could_be() -> None:
+    assert entries.open_reply(ENVELOPE, entries.pack_reply(ENVELOPE, "0edg1-rid", ANEW)) == ANEW
+    assert ANEW.event == ""
+
+
 def test_a_reply_opens_only_for_its_request_and_its_gateway() -> None:
-    sealed = entries.pack_reply(ENVELOPE, "0edg1-rid", SUCCESS)
-    for asking, reply in (
+    sealed = reply()
+    for asking, altered in (
         (ENVELOPE, replace(sealed, rid="0edg1-other")),
         (ENVELOPE, replace(sealed, box=sealed.box[:-1] + bytes([sealed.box[-1] ^ 1]))),
         (ENVELOPE, replace(sealed, box=b"")),
@@ -278,7 +385,7 @@ def test_a_reply_opens_only_for_its_request_and_its_gateway() -> None:
         (envelope(), sealed),
     ):
         with pytest.raises(Unreadable):
-            entries.open_reply(asking, reply)
+            entries.open_reply(asking, altered)
 
 
 def test_a_reply_that_holds_but_is_none_is_unreadable() -> None:
@@ -289,10 +396,86 @@ def test_a_reply_that_holds_but_is_none_is_unreadable() -> None:
 
 
 def test_neither_a_sealed_nor_an_opened_reply_shows_its_tokens() -> None:
-    sealed = entries.pack_reply(ENVELOPE, "0edg1-rid", SUCCESS)
+    sealed = reply()
     shown = f"{sealed!r} {sealed.box!r} {SUCCESS!r} {entries.open_reply(ENVELOPE, sealed)!r}"
     for token in (TOKENS.access_token, TOKENS.refresh_token):
         assert token not in shown
+
+
+# --- outcomes kept for a request that is sent again ---------------------------------------------------------------
+
+ONE_SAME, OTHER_SAME = "a" * 64, "b" * 64
+
+
+def record(secrets: Secrets = WORKER, outcome: Outcome = SUCCESS) -> bytes:
+    return entries.pack_record(secrets, ONE_SAME, entries.reply_of(outcome), "0wrk1-session")
+
+
+@pytest.mark.parametrize(
+    "outcome", [SUCCESS, REFUSED, replace(REFUSED, forget=True)], ids=["a success", "a refusal", "one that forgets"]
+)
+def test_an_outcome_is_given_again_as_it_was_kept(outcome: Outcome) -> None:
+    kept = entries.open_record(WORKER, ONE_SAME, record(outcome=outcome))
+    assert kept == OpenedRecord(entries.reply_of(outcome), "0wrk1-session")
+
+
+@pytest.mark.parametrize(
+    ("secrets", "asked", "alter"),
+    [
+        pytest.param(WORKER, OTHER_SAME, lambda box: box, id="for another request"),
+        pytest.param(WORKER, "", lambda box: box, id="for no request"),
+        pytest.param(secrets_of("wrk2"), ONE_SAME, lambda box: box, id="another worker secret"),
+        pytest.param(
+            secrets_of("wrk2"), ONE_SAME, lambda box: b"wrk2" + box[4:], id="said to be under another worker secret"
+        ),
+        pytest.param(secrets_of("wrk1", "wrk2"), ONE_SAME, lambda box: b"wrk2" + box[4:], id="under the wrong version"),
+        pytest.param(EDGE, ONE_SAME, lambda box: b"edg1" + box[4:], id="the edge secret"),
+        pytest.param(WORKER, ONE_SAME, lambda box: b"", id="nothing"),
+        pytest.param(WORKER, ONE_SAME, lambda box: b"wrk1.", id="nothing but the key's id"),
+        pytest.param(WORKER, ONE_SAME, lambda box: box[5:], id="without the key's id"),
+        pytest.param(WORKER, ONE_SAME, lambda box: b"\xff" + box, id="a key's id that is no text"),
+        pytest.param(WORKER, ONE_SAME, lambda box: box + b"\0", id="a byte added"),
+        pytest.param(WORKER, ONE_SAME, lambda box: b"wrk1." + reply().box, id="a reply in its place"),
+    ],
+)
+def test_a_kept_outcome_is_unreadable_for_anything_else(
+    secrets: Secrets, asked: str, alter: Callable[[bytes], bytes]
+) -> None:
+    with pytest.raises(Unreadable):
+        entries.open_record(secrets, asked, alter(record()))
+
+
+def test_no_byte_of_a_kept_outcome_can_be_altered_or_left_out() -> None:
+    box = record()
+    for n in range(len(box)):
+        for wrong in (box[:n] + bytes([box[n] ^ 1]) + box[n + 1 :], box[:n]):
+            with pytest.raises(Unreadable):
+                entries.open_record(WORKER, ONE_SAME, wrong)
+
+
+def test_a_kept_outcome_survives_a_new_worker_secret_and_new_ones_are_kept_under_it() -> None:
+    rotated = secrets_of("wrk2", "wrk1")
+    assert entries.open_record(rotated, ONE_SAME, record()) == entries.open_record(WORKER, ONE_SAME, record())
+    assert record(rotated).startswith(b"wrk2.")
+    assert record().startswith(b"wrk1.")
+    with pytest.raises(Unreadable):
+        entries.open_record(WORKER, ONE_SAME, record(rotated))
+
+
+def test_what_was_kept_but_is_no_outcome_is_unreadable() -> None:
+    for text in (b"", b"[]", b"{}", b'{"reply":{},"session_id":""}', b'{"reply":{"event":1},"session_id":""}'):
+        box = b"wrk1." + sealing.seal_kept(WORKER.current, text, ONE_SAME.encode())
+        with pytest.raises(Unreadable):
+            entries.open_record(WORKER, ONE_SAME, box)
+
+
+def test_nothing_of_a_kept_outcome_is_readable_in_its_box_or_its_repr() -> None:
+    box = record()
+    shown = box + repr(entries.open_record(WORKER, ONE_SAME, box)).encode()
+    for token in (TOKENS.access_token, TOKENS.refresh_token):
+        assert token.encode() not in shown
+    assert b"login_success" not in box
+    assert len({record() for _ in range(100)}) == 100
 
 
 # --- pushes and failures ------------------------------------------------------------------------------------------
@@ -318,8 +501,28 @@ def test_word_of_a_failure_arrives_as_it_was_signed() -> None:
     assert entries.open_signed(EDGE, signed) == OpenedFailure("0edg1-rid", Code.INTERNAL)
 
 
-def test_a_push_with_anything_altered_is_unreadable() -> None:
-    signed = entries.sign_notice(EDGE, NOTICE)
+@pytest.mark.parametrize(
+    ("code", "retry_after_ms"),
+    [(None, None), (Code.RATE_LIMITED, 5000), (Code.UNAVAILABLE, None), (Code.RATE_LIMITED, 0)],
+    ids=["recorded", "an error and when to come again", "an error", "an error to try again at once"],
+)
+def test_word_of_the_end_of_a_request_arrives_as_it_was_signed(code: Code | None, retry_after_ms: int | None) -> None:
+    signed = entries.sign_word(EDGE, ONE_SAME, code, retry_after_ms)
+    assert entries.open_signed(EDGE, signed) == OpenedWord(ONE_SAME, code, retry_after_ms)
+    for_one_who_joined = replace(signed, rid="0edg1-rid")  # one word serves all who joined: whom, is not in it
+    assert entries.open_signed(EDGE, for_one_who_joined) == OpenedWord(ONE_SAME, code, retry_after_ms)
+
+
+@pytest.mark.parametrize(
+    "signed",
+    [
+        entries.sign_notice(EDGE, NOTICE),
+        entries.sign_failure(EDGE, "0edg1-rid", Code.INTERNAL),
+        entries.sign_word(EDGE, ONE_SAME, Code.RATE_LIMITED, 5000),
+    ],
+    ids=["a notice", "a failure", "word"],
+)
+def test_a_push_with_anything_altered_is_unreadable(signed: Signed) -> None:
     wrong = [
         *(replace(signed, body=signed.body[:n] + b"x" + signed.body[n + 1 :]) for n in range(len(signed.body))
           if signed.body[n : n + 1] != b"x"),
@@ -331,15 +534,35 @@ def test_a_push_with_anything_altered_is_unreadable() -> None:
         replace(signed, mac=signed.mac[:-1]),
         replace(signed, body=b""),
         replace(signed, mac=entries.sign_failure(EDGE, "rid", Code.INTERNAL).mac),
-        entries.sign_notice(secrets_of("edg2"), NOTICE),
+        replace(signed, mac=signed.mac.replace(b"edg1", b"edg2")),
     ]  # fmt: skip
     for other in wrong:
         with pytest.raises(Unreadable):
             entries.open_signed(EDGE, other)
 
 
+def test_a_push_of_who_has_another_edge_secret_is_unreadable() -> None:
+    stranger, thief = secrets_of("edg2"), Secrets((replace(secret("evil"), kid="edg1"),))
+    for edge in (stranger, thief):
+        for signed in (
+            entries.sign_notice(edge, NOTICE),
+            entries.sign_failure(edge, "0edg1-rid", Code.INTERNAL),
+            entries.sign_word(edge, ONE_SAME, None, None),
+        ):
+            with pytest.raises(Unreadable):
+                entries.open_signed(EDGE, signed)
+
+
 def test_a_push_that_is_signed_but_none_is_unreadable() -> None:
-    for body in (b"", b"{}", b'{"type":"other"}', b'{"type":"failure","rid":"r","code":"no_such_code"}'):
+    for body in (
+        b"",
+        b"{}",
+        b'{"type":"other"}',
+        b'{"type":"failure","rid":"r","code":"no_such_code"}',
+        b'{"type":"word"}',
+        b'{"type":"word","same":"s","code":"no_such_code"}',
+        b'{"type":"word","same":"s","retry_after_ms":"soon"}',
+    ):
         mac = b"edg1:" + hmac.digest(EDGE.current.value, b"signed\0" + body, "sha256")
         with pytest.raises(Unreadable):
             entries.open_signed(EDGE, Signed(body, mac))
