@@ -177,7 +177,7 @@ def test_the_order_of_the_layers_is_the_designs() -> None:
         ("app.gateway.gateway", "from app.gateway.rest import Rest", "app.gateway.gateway:1 knows app.gateway.rest"),
         ("app.gateway.rest", "from app.gateway.server import serve", "app.gateway.rest:1 knows app.gateway.server"),
         ("app.gateway.rest", "from app.ports import Store\nimport redis", "app.gateway.rest:2 knows redis"),
-        ("app.gateway.doorway", "from app.gateway.gateway import Gateway", "app.gateway.doorway:1 knows app.gateway.gateway"),
+        ("app.gateway.doorway", "from app.gateway.rest import Rest", "app.gateway.doorway:1 knows app.gateway.rest"),
         ("app.gateway.doorway", "from app.entries import sameness", "app.gateway.doorway:1 knows app.entries"),
         ("app.documents", "from app.gateway.rest import Rest", "app.documents:1 knows app.gateway.rest"),
         ("app.documents", "import sanic", "app.documents:1 knows sanic"),

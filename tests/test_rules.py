@@ -157,7 +157,7 @@ def test_a_refusal_of_credentials_is_held_back_to_the_end_of_its_cell(
     assert rules.even_delay(elapsed, hash_ms) == delay
 
 
-@given(st.floats(0, 30_000), st.floats(0, 5_000))
+@given(st.integers(0, 30_000_000).map(lambda us: us / 1000), st.integers(0, 5_000_000).map(lambda us: us / 1000))
 @many
 def test_a_cell_holds_at_least_two_hashes_and_ends_on_the_grid(elapsed: float, hash_ms: float) -> None:
     leaves = elapsed + rules.even_delay(elapsed, hash_ms)

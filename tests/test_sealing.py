@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import entries, sealing
-from app.entries import ANEW, OpenedFailure, OpenedNotice, OpenedRecord, OpenedReply, OpenedWord
+from app.entries import ANEW, OpenedFailure, OpenedNotice, OpenedRecord, OpenedWord
 from app.messages import KINDS, Code, Lane, LoginSuccess, SessionEnded, decode, refusal, typed
 from app.ports import Entry, Sealed, SealedMail, Signed
 from app.records import Identity, Mail, Notice, Origin, Outcome

@@ -69,11 +69,8 @@ class Rest:
 
     def _uses_cookie(self, request: Request) -> bool:
         """Only where the request brings no token of its own."""
-        return (
-            self._cookie in request.cookies
-            and not request.headers.get("authorization")
-            and not request.body.strip(b" \t\r\n{}")
-        )
+        brings = request.headers.get("authorization") or self._cookie not in request.cookies
+        return not brings and _body(request) == {}
 
     async def _claim(self, request: Request) -> HTTPResponse:
         """A refresh token becomes a cookie; no token is returned."""
