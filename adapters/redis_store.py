@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from adapters import names
-from adapters.lua import CHECK, SETTLE
+from adapters.lua import CHECK, FORGET, SETTLE
 from adapters.redis_link import Batch, Command
 from app import rules
 from app.ports import Record, Settlement, State
@@ -94,8 +94,8 @@ class RedisStore:
         session_id, outcome = await self._batch.command("HMGET", names.same(same), "session", "outcome")
         return None if outcome is None else Recorded(unpack(outcome), session_id.decode())
 
-    async def forget(self, same: str) -> None:
-        await self._batch.command("DEL", names.same(same))
+    async def forget(self, same: str, recorded: Recorded) -> None:
+        await self._batch.script(FORGET, [names.same(same)], text(recorded.box))
 
     async def settle(
         self,
@@ -131,9 +131,12 @@ class RedisStore:
         }
         return await self._settle(rid, plan, patience)
 
-    async def drop(self, rid: str, limits: Sequence[Limit], delivery: Sequence[Command]) -> None:
+    async def drop(
+        self, rid: str, limits: Sequence[Limit], delivery: Sequence[Command], record: Record | None = None
+    ) -> None:
         """Nothing happened: every reserved place comes back."""
-        await self._settle(rid, _plan(rid, 0, limits, Verdict.UNJUDGED, delivery), 0.0)
+        plan = _plan(rid, 0, limits, Verdict.UNJUDGED, delivery)
+        await self._settle(rid, plan | {"record": _record(record)}, 0.0)
 
     async def _settle(self, rid: str, plan: dict[str, Any], patience: float) -> str:
         state, _ = await self._batch.script(SETTLE, [names.done(rid)], pack(plan), patience=patience)

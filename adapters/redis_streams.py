@@ -26,6 +26,7 @@ from app.ports import (
     Full,
     Known,
     LaneDepth,
+    Record,
     Sealed,
     SealedMail,
     Settlement,
@@ -172,7 +173,9 @@ class RedisWorker:
         keys = [names.lane(delivery.lane), names.lane_count(delivery.lane)]
         await self._batch.script(RETURN, keys, names.GROUP, delivery.token)
 
-    async def bury(self, delivery: Delivery, reason: str, failure: tuple[str, Signed] | None) -> None:
+    async def bury(
+        self, delivery: Delivery, reason: str, failure: tuple[str, Signed] | None, record: Record | None
+    ) -> None:
         entry = delivery.entry
         known = {"r": entry.rid, "n": entry.node, "e": entry.event, "d": entry.deadline} if entry else {}
         words = [item for pair in known.items() for item in pair]
@@ -182,7 +185,7 @@ class RedisWorker:
             node, signed = failure
             commands += _to_node(names.REPLIES + node, ("k", "failure", "x", text(signed.body), "m", text(signed.mac)))
         rid = entry.rid if entry else delivery.token
-        await self._store.drop(rid, (), [*commands, *_acknowledge(delivery)])
+        await self._store.drop(rid, (), [*commands, *_acknowledge(delivery)], record)
 
     async def reap(self) -> Sequence[Delivery]:
         found: list[Delivery] = []

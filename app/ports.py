@@ -201,8 +201,10 @@ class WorkerBroker(Protocol):
         """To the tail of its lane."""
         ...
 
-    async def bury(self, delivery: Delivery, reason: str, failure: tuple[str, Signed] | None) -> None:
-        """To the dead letters, without its box; `failure` is (node, word for its client)."""
+    async def bury(
+        self, delivery: Delivery, reason: str, failure: tuple[str, Signed] | None, record: Record | None
+    ) -> None:
+        """To the dead letters, without its box; `failure` is (node, word for its client), `record` for who joined."""
         ...
 
     async def reap(self) -> Sequence[Delivery]:
@@ -230,8 +232,8 @@ class Store(Protocol):
         """What became of the request that was sent with a key; None when nobody knows."""
         ...
 
-    async def forget(self, same: str) -> None:
-        """What became of it is of no more use: sent again, it is a new request."""
+    async def forget(self, same: str, recorded: Recorded) -> None:
+        """What became of it is of no more use: sent again, it is a new request. What took its place is left alone."""
         ...
 
 

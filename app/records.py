@@ -153,9 +153,9 @@ class Origin:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What became of a request that was sent with a key. `box` None: it is pending, or ended in an `error`."""
+    """What became of a request that was sent with a key."""
 
-    box: bytes | None = field(repr=False)
+    box: bytes = field(repr=False)
     session_id: str  # whose it was, where it needed a session
 
 

@@ -23,7 +23,7 @@ from app.keys import SealKeys
 from app.messages import Code, Kind, Lane, LoggedOut, Refusal, Request
 from app.passwords import Hasher, PasswordCheck
 from app.ports import Delivery, Record, SealedMail, Settlement, State, Store, Unavailable, WorkerBroker
-from app.records import ConfirmSession, Facts, Identity, Mail, Needs, Origin, Outcome, Session
+from app.records import ConfirmSession, Facts, Identity, Mail, Needs, Origin, Outcome, Recorded, Session
 from app.sealing import Envelope, Opener, Unreadable
 from app.settings import Settings
 from app.tokens import Mint, new_id
@@ -258,31 +258,42 @@ class Worker:
         A session that it speaks for has to live: else it is forgotten, and the request is a new one.
         """
         recorded = await self._store.recall(work.same)
-        asks = work.origin.identity.session_id if work.kind.needs_session and work.origin.identity else ""
-        if recorded is None or recorded.box is None or recorded.session_id != asks:
-            await self._answer_replay(work, Needs(), entries.ANEW, None)
-            return
-        record = entries.open_record(self._settings.worker_secret, work.same, recorded.box)
-        needs = Needs(session_id=record.session_id or None)
-        facts = await self._store.check(work.rid, work.deadline, needs)
-        if isinstance(facts, str):
-            await self._drop(work, needs)
-        elif record.session_id and rules.session_life(facts.session, facts.now) is not rules.Life.ACTIVE:
-            await self._store.forget(work.same)
-            await self._answer_replay(work, needs, entries.ANEW, None)
+        if recorded is None:
+            await self._answer_replay(work, Needs(), entries.ANEW)
+        elif recorded.session_id != _owner(work):  # a token that was good when it asked first, perhaps
+            await self._answer_replay(work, Needs(), entries.reply_of(error(Code.NOT_AUTHENTICATED)))
+        elif (record := self._open_record(work, recorded)) is None:
+            await self._replay_anew(work, recorded)
         else:
-            await self._answer_replay(work, needs, record.reply, facts.session)
+            needs = Needs(session_id=record.session_id or None)
+            facts = await self._store.check(work.rid, work.deadline, needs)
+            if isinstance(facts, str):
+                await self._drop(work, needs)
+                return
+            lives = rules.session_life(facts.session, facts.now) is rules.Life.ACTIVE
+            if record.session_id and not lives:
+                await self._replay_anew(work, recorded)
+            elif await self._answer_replay(work, needs, record.reply, facts.session) == "conflict":
+                await self._replay_anew(work, recorded)  # the session has ended just now
+
+    async def _replay_anew(self, work: Work, recorded: Recorded) -> None:
+        await self._store.forget(work.same, recorded)
+        await self._answer_replay(work, Needs(), entries.ANEW)
 
     async def _answer_replay(
-        self, work: Work, needs: Needs, reply: entries.OpenedReply, session: Session | None
-    ) -> None:
+        self, work: Work, needs: Needs, reply: entries.OpenedReply, session: Session | None = None
+    ) -> str:
         """It was audited when it was evaluated, so it is not audited again."""
-        writes = (ConfirmSession(session, session.seen),) if session is not None else ()
+        writes = (ConfirmSession(session, session.seen),) if session is not None and not reply.forget else ()
         outcome = Outcome(reply.event, EMPTY, writes=writes, identity=reply.identity, forget=reply.forget)
         settlement = replace(self._settlement(work, needs, outcome, reply), audit={})
-        if await self._broker.settle(work.delivery, settlement, 0.0) == "conflict":  # the session has just ended
-            await self._store.forget(work.same)
-            await self._answer_replay(work, needs, entries.ANEW, None)
+        return await self._broker.settle(work.delivery, settlement, 0.0)
+
+    def _open_record(self, work: Work, recorded: Recorded) -> entries.OpenedRecord | None:
+        try:
+            return entries.open_record(self._settings.worker_secret, work.same, recorded.box)
+        except Unreadable:  # kept under a secret that is here no longer
+            return None
 
     async def _settle(self, work: Work, needs: Needs, outcome: Outcome) -> str:
         settlement = self._settlement(work, needs, outcome, entries.reply_of(outcome))
@@ -291,16 +302,17 @@ class Worker:
         return await self._broker.settle(work.delivery, settlement, self._holds[work.kind.lane].patience)
 
     def _record(self, work: Work, outcome: Outcome) -> Record:
-        """An `error` is not recorded, but those who joined are told it."""
-        owner = work.origin.identity.session_id if work.kind.needs_session and work.origin.identity else ""
-        edge = self._settings.edge_secret
+        """An `error` is not recorded, but those who joined are told it.
+
+        What a session was needed for is given again only while it lives; its own end may be told afterwards.
+        """
+        edge, owner = self._settings.edge_secret, _owner(work)
         if outcome.event == "error" and isinstance(outcome.data, Refusal):
             word = entries.sign_word(edge, work.same, outcome.data.code, outcome.data.retry_after_ms)
             return Record(work.same, owner, None, word)
-        speaks_for = outcome.identity.session_id if outcome.identity else getattr(outcome.data, "session_id", "")
-        box = entries.pack_record(
-            self._settings.worker_secret, work.same, replace(entries.reply_of(outcome), even=False), speaks_for
-        )
+        speaks_for = "" if outcome.forget else owner or getattr(outcome.data, "session_id", "")
+        reply = replace(entries.reply_of(outcome), even=False)
+        box = entries.pack_record(self._settings.worker_secret, work.same, reply, speaks_for)
         return Record(work.same, owner, box, entries.sign_word(edge, work.same, None, None))
 
     def _settlement(self, work: Work, needs: Needs, outcome: Outcome, reply: entries.OpenedReply) -> Settlement:
@@ -332,11 +344,14 @@ class Worker:
     async def _bury(self, delivery: Delivery, reason: str) -> None:
         log.error("dead letter", extra={"fields": {**_words(delivery), "reason": reason}})
         entry = delivery.entry
-        failure = None
+        failure = record = None
         if entry is not None:
-            failure = (entry.node, entries.sign_failure(self._settings.edge_secret, entry.rid, Code.INTERNAL))
+            edge = self._settings.edge_secret
+            failure = (entry.node, entries.sign_failure(edge, entry.rid, Code.INTERNAL))
+            if entry.same:
+                record = Record(entry.same, "", None, entries.sign_word(edge, entry.same, Code.INTERNAL, None))
         try:
-            await self._broker.bury(delivery, reason, failure)
+            await self._broker.bury(delivery, reason, failure, record)
         except Unavailable as unavailable:
             log.warning("not buried", extra={"fields": {**_words(delivery), "reason": str(unavailable)}})
 
@@ -351,6 +366,12 @@ class Worker:
             log.warning("not given back", extra={"fields": {**_words(delivery), "reason": str(unavailable)}})
         finally:
             self._parked -= 1
+
+
+def _owner(work: Work) -> str:
+    """The session that a request is made for, where it needs one."""
+    identity = work.origin.identity
+    return identity.session_id if work.kind.needs_session and identity is not None else ""
 
 
 def _words(delivery: Delivery) -> dict[str, Any]:

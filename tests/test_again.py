@@ -57,6 +57,36 @@ async def test_after_its_session_was_ended_the_same_key_logs_in_anew(either: Dep
     assert evaluated(either, first.data["userId"]) == 2
 
 
+async def test_of_many_who_ask_again_after_the_session_ended_one_logs_in_and_all_get_its_session(
+    deployment: Deployment,
+) -> None:
+    key = new_key()
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(deployment.client(n)) for n in range(6)]
+        account = await deployment.sign_up(clients[0])
+        first = await account.login(clients[0], key=key)
+        await clients[0].ask("logout")
+        answers = await asyncio.gather(*(account.login(client, key=key) for client in clients))
+
+    assert len({answer.data["sessionId"] for answer in answers} - {first.data["sessionId"]}) == 1
+    assert evaluated(deployment, first.data["userId"]) == 2
+
+
+async def test_what_a_session_asked_is_not_told_again_when_it_has_ended(deployment: Deployment) -> None:
+    key, end = new_key(), new_key()
+    rest = deployment.over("rest")
+    async with rest.account() as (client, account), rest.client(1) as later:
+        login = await account.login(client)
+        await client.ask("account", key=key)
+        await later.ask("authenticate", accessToken=login.data["accessToken"])
+        ended = await client.ask("logout", key=end)
+        again = await later.ask("account", key=key)
+        ended_again = await later.ask("logout", key=end)
+
+    assert event_of(again) == ("error", "not_authenticated")
+    assert ended == ended_again
+
+
 async def test_the_same_key_with_anything_else_is_another_request(either: Deployment) -> None:
     key = new_key()
     async with either.account() as (client, account):

@@ -1206,7 +1206,7 @@ async def test_a_dead_letter_has_no_box_and_its_client_is_told(redis_url: str) -
     async with bench(redis_url) as parts:
         delivery = await in_hand(parts)
         failure = entries.sign_failure(EDGE, "rid", Code.INTERNAL)
-        await parts.worker.bury(delivery, "the seal does not hold", ("asker", failure))
+        await parts.worker.bury(delivery, "the seal does not hold", ("asker", failure), None)
         assert await anext(parts.gateway.replies()) == failure
         [(_, letter)] = await parts.redis.xrange(names.DEAD)
         assert set(letter) == {b"lane", b"reason", b"r", b"n", b"e", b"d"}
@@ -1235,7 +1235,7 @@ async def test_what_is_no_entry_is_taken_as_none_and_can_be_buried(redis_url: st
         await parts.redis.xadd(names.lane(Lane.HASH), fields if "other" in fields else altered)
         [delivery] = await taken(parts)
         assert delivery.entry is None
-        await parts.worker.bury(delivery, "not an entry", None)
+        await parts.worker.bury(delivery, "not an entry", None, None)
         assert (await parts.length(names.lane(Lane.HASH)), await pending(parts)) == (0, 0)
         assert await parts.length(names.DEAD) == 1
 
@@ -1428,14 +1428,37 @@ async def test_nothing_is_recalled_of_a_request_that_nobody_knows_or_that_is_pen
 
 async def test_what_is_forgotten_is_a_new_request_when_it_is_sent_again(redis_url: str) -> None:
     async with bench(redis_url) as parts:
-        await parts.store.forget("mac")  # nothing to forget
         delivery = await in_hand(parts, same="mac")
         await parts.end(delivery, settlement("rid", outcome(), record=record()))
-        await parts.store.forget("cam")
+        recorded = await parts.store.recall("mac")
+        assert recorded is not None
+        await parts.store.forget("cam", recorded)  # nothing to forget
+        await parts.store.forget("mac", replace(recorded, box=b"another outcome"))
         assert await ask(parts, "again") == Known("done")
-        await parts.store.forget("mac")
+        await parts.store.forget("mac", recorded)
         assert await parts.store.recall("mac") is None
         assert isinstance(await ask(parts, "later"), Admitted)
+
+
+async def test_forgetting_leaves_alone_what_has_taken_the_place_of_what_was_recalled(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts, same="mac")
+        await parts.end(delivery, settlement("rid", outcome(), record=record()))
+        recorded = await parts.store.recall("mac")
+        assert recorded is not None
+        await parts.store.forget("mac", recorded)
+        assert isinstance(await ask(parts, "anew"), Admitted)
+        await parts.store.forget("mac", recorded)
+        assert await ask(parts, "other") == Known("joined")
+
+
+async def test_a_buried_request_can_be_sent_again_and_those_who_joined_are_told(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts, same="mac")
+        assert await ask(parts, "other") == Known("joined")
+        word = entries.sign_word(EDGE, "mac", Code.INTERNAL, None)
+        await parts.worker.bury(delivery, "the worker failed", None, Record("mac", "", None, word))
+        assert isinstance(await ask(parts, "again"), Admitted)
 
 
 # --- settle: notices and presence ---------------------------------------------------------------------------------
@@ -1643,12 +1666,12 @@ async def test_who_is_patient_travels_by_himself_with_his_like_when_his_patience
 
 async def test_a_hurried_trip_leaves_nothing_of_the_patience_of_those_it_took_along(redis_url: str) -> None:
     async with patience(redis_url) as found:
-        first = found.beat(SHORT)
+        first = [found.beat(SHORT), found.beat(SHORT)]
         await found.beat(0.0)
         later = found.beat(LONG)
-        done, _ = await asyncio.wait([later], timeout=SHORT * 3)  # past the end of the first one's patience
-        assert first.done()
-        assert (done, found.link.trips) == (set(), [2])
+        done, _ = await asyncio.wait([later], timeout=SHORT * 3)  # past the end of the first ones' patience
+        assert all(future.done() for future in first)
+        assert (done, found.link.trips) == (set(), [3])
 
 
 async def test_who_comes_while_a_trip_is_under_way_travels_with_the_next_patient_or_not(redis_url: str) -> None:
