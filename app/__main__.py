@@ -1,4 +1,4 @@
-"""The composition root: `python -m app [all|gateway|worker|mailer]`. Only this module knows the adapters."""
+"""The composition root: `python -m app [all|gateway|worker|mailer|keys …]`. Only this module knows the adapters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -19,6 +19,7 @@ from urllib.request import urlopen
 import uvloop
 
 from adapters.embedded_redis import EmbeddedRedis, running_url
+from adapters.env_file import EnvFile, WatchedEnv
 from adapters.key_files import KeyFiles
 from adapters.outbox import Outbox
 from adapters.redis_link import Batch, Link, check_durability
@@ -30,9 +31,12 @@ from app.gateway.server import create_app, listen, serve
 from app.keys import Ring
 from app.mail.mailer import MailerLoop
 from app.messages import Lane
+from app.operator import USAGE as KEYS_USAGE
+from app.operator import Misuse, keys_command
 from app.passwords import Hasher
+from app.reload import Source, keep_fresh
 from app.sealing import Opener
-from app.settings import ROLES, Fault, Settings, dotenv
+from app.settings import ROLES, Fault, Settings, data_dir
 from app.supervisor import EX_CONFIG, only_one, supervise
 from app.tokens import Mint
 from app.worker import Worker
@@ -40,15 +44,17 @@ from app.worker import Worker
 log = logging.getLogger("finthenticate")
 
 EX_USAGE, EX_UNAVAILABLE = 64, 69  # sysexits.h
-USAGE = "usage: python -m app [all|gateway|worker|mailer]"
+USAGE = f"usage: python -m app [all|gateway|worker|mailer] | {KEYS_USAGE}"
 
 
 def main(arguments: list[str]) -> int:
-    role = arguments[0] if arguments else "all"
-    if len(arguments) > 1 or role not in ("all", *ROLES):
-        print(USAGE, file=sys.stderr)
-        return EX_USAGE
+    role, *more = arguments or ["all"]
     try:
+        if role == "keys":
+            keys_command(more, [KeyFiles(data_dir(_env().read())), _env()])
+            return 0
+        if more or role not in ("all", *ROLES):
+            raise Misuse(USAGE)
         settings = _settings(ROLES if role == "all" else (role,))
         logs.configure(role, settings.data_dir)
         for warning in settings.warnings:
@@ -68,8 +74,11 @@ class NoServer(Fault):
 
 
 def _settings(roles: tuple[str, ...]) -> Settings:
-    given = {name: value for name, value in os.environ.items() if value.strip()}
-    return Settings.from_env({**dotenv(Path(".env")), **given}, roles, cores=len(os.sched_getaffinity(0)))
+    return Settings.from_env(_env().read(), roles, cores=len(os.sched_getaffinity(0)))
+
+
+def _env() -> EnvFile:
+    return EnvFile(Path(".env"), os.environ)
 
 
 # --- roles -------------------------------------------------------------------------------------------------------
@@ -97,7 +106,7 @@ async def _gateway(settings: Settings) -> int:
     drains: list[asyncio.Task[None]] = []
     _on_signals(lambda: drains.append(asyncio.create_task(gateway.drain())))
     log.info("listening", extra={"fields": {"host": settings.host, "port": settings.port, "node": node}})
-    return await _run(settings, url, serve(app, gateway, listener))
+    return await _run(settings, url, serve(app, gateway, listener), keys)
 
 
 async def _worker(settings: Settings) -> int:
@@ -113,36 +122,40 @@ async def _worker(settings: Settings) -> int:
         name,
         RedisWorker(batch, store, links, name),
         store,
-        opener=Opener(seal_keys.private, settings.edge_secret, "request"),
+        opener=Opener(seal_keys, settings.edge_secret, "request"),
         mint=Mint(settings.worker_secret, token_keys, settings.public_url, settings.audience),
         hasher=Hasher(settings.argon2, settings.pepper),
         mail_keys=keys.seal_keys(Ring.MAIL, private=False),
     )
     _on_signals(worker.stop)
     log.info("working", extra={"fields": {"name": name, "hash_threads": settings.hash_threads}})
-    return await _run(settings, url, worker.run())
+    return await _run(settings, url, worker.run(), keys)
 
 
 async def _mailer(settings: Settings) -> int:
     url = await _redis_url(settings)
     outbox = Outbox(settings.data_dir / settings.mail_url.removeprefix("file:"), settings.public_url)
-    mail_keys = KeyFiles(settings.data_dir).seal_keys(Ring.MAIL, private=True)
-    opener = Opener(mail_keys.private, settings.edge_secret, "mail")
+    keys = KeyFiles(settings.data_dir)
+    opener = Opener(keys.seal_keys(Ring.MAIL, private=True), settings.edge_secret, "mail")
     mailer = MailerLoop(RedisMailQueue(Link(url, "mailer"), _consumer()), outbox, opener)
     _on_signals(mailer.stop)
     log.info("mailing", extra={"fields": {"to": settings.mail_url.partition(":")[0]}})
-    return await _run(settings, url, mailer.run())
+    return await _run(settings, url, mailer.run(), keys)
 
 
 # --- small things -----------------------------------------------------------------------------------------------
 
 
-async def _run(settings: Settings, url: str, role: Coroutine[Any, Any, None]) -> int:
-    """A role beside the check of its Redis, which waits until that answers: a role may start before its store."""
+async def _run(settings: Settings, url: str, role: Coroutine[Any, Any, None], keys: KeyFiles) -> int:
+    """A role beside the renewal of its keys and the check of its Redis, which waits until that answers: a role may
+    start before its store."""
+    sources: Sequence[Source] = [*keys.watched, WatchedEnv(_env(), settings)]
     async with asyncio.TaskGroup() as group:
         check = group.create_task(check_durability(Link(url, "check"), strict=settings.durability_strict))
+        fresh = group.create_task(keep_fresh(sources))
         await role
         check.cancel()
+        fresh.cancel()
     return 0
 
 
@@ -195,6 +208,8 @@ def _say_hello(settings: Settings) -> None:
 
 def _say(fault: Fault) -> int:
     print(f"finthenticate: {fault}", file=sys.stderr)
+    if isinstance(fault, Misuse):
+        return EX_USAGE
     return EX_UNAVAILABLE if isinstance(fault, NoServer) else EX_CONFIG
 
 

@@ -30,7 +30,12 @@ class Hasher:
         self._argon2 = argon2.PasswordHasher(
             time_cost=cost.passes, memory_cost=cost.memory_kib, parallelism=cost.lanes, hash_len=32, salt_len=16
         )
-        self.decoy = self.hash(NOBODY, secrets.token_hex())
+        self._decoy = self.hash(NOBODY, secrets.token_hex()).partition(":")[2]
+
+    @property
+    def decoy(self) -> str:
+        """A record that no password fits, under the current pepper, whichever it was made with."""
+        return f"{self._pepper.current.kid}:{self._decoy}"
 
     def hash(self, user_id: str, password: str) -> str:
         pepper = self._pepper.current

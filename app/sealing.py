@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from app.keys import SealKeys
 from app.settings import Secret, Secrets
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
@@ -62,21 +62,44 @@ class Envelope:
         return _open(self._backward, box, associated)
 
 
+class Sealer:
+    """The sender's side: one envelope for as long as the keys it was made with are the current ones."""
+
+    def __init__(self, keys: SealKeys, edge: Secrets, purpose: str) -> None:
+        self._keys, self._edge, self._purpose = keys, edge, purpose
+        self.renew()
+
+    def renew(self) -> None:
+        """A fresh data key from here on."""
+        key, edge = self._keys.current, self._edge.current
+        self._made_with, self._envelope = (key, edge), Envelope.to(*key, edge, self._purpose)
+
+    @property
+    def envelope(self) -> Envelope:
+        if self._made_with != (self._keys.current, self._edge.current):
+            self.renew()
+        return self._envelope
+
+
 class Opener:
     """The receiver's side: private keys and edge secrets by id, and the envelopes opened lately."""
 
-    def __init__(self, private_keys: Mapping[str, X25519PrivateKey], edge: Secrets, purpose: str) -> None:
-        self._private_keys, self._edge, self._purpose = private_keys, edge, purpose
+    def __init__(self, keys: SealKeys, edge: Secrets, purpose: str) -> None:
+        self._keys, self._edge, self._purpose = keys, edge, purpose
         self._opened: OrderedDict[bytes, Envelope] = OrderedDict()
+        self._opened_with = keys.private, edge.versions
 
     def envelope(self, wrapped: bytes) -> Envelope:
         """The envelope around `wrapped`; Unreadable when its keys are unknown or it was altered."""
+        if (held := (self._keys.private, self._edge.versions)) != self._opened_with:
+            self._opened_with = held
+            self._opened.clear()  # what a retired key had opened is not open any longer
         if (known := self._opened.get(wrapped)) is not None:
             self._opened.move_to_end(wrapped)
             return known
         try:
             kid, edge_kid, sealed = wrapped.split(b".", 2)
-            private_key = self._private_keys[kid.decode()]
+            private_key = self._keys.private[kid.decode()]
             edge = self._edge.find(edge_kid.decode())
             if edge is None:
                 raise Unreadable("sealed under an edge secret that is not here")

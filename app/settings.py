@@ -12,6 +12,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -47,9 +48,12 @@ class Secret:
     value: bytes = field(repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Secrets:
-    """Versions of one secret: the first is used for what is new, the others still verify what is old."""
+    """Versions of one secret: the first is used for what is new, the others still verify what is old.
+
+    One object for the life of a process, looked up at use: `Settings.renew` replaces its versions as a whole.
+    """
 
     versions: tuple[Secret, ...]
 
@@ -62,6 +66,7 @@ class Secrets:
 
 
 NO_SECRETS = Secrets((Secret("none", b""),))
+SECRET_RINGS = {"edge": "FIN_EDGE_SECRET", "worker": "FIN_WORKER_SECRET", "pepper": "FIN_PEPPER"}
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,9 @@ class Settings:
     durability_strict: bool = True
     max_queue: int = 2000
     hash_threads: int = 2
-    edge_secret: Secrets = NO_SECRETS
-    worker_secret: Secrets = NO_SECRETS
-    pepper: Secrets = NO_SECRETS
+    edge_secret: Secrets = field(default_factory=lambda: NO_SECRETS)
+    worker_secret: Secrets = field(default_factory=lambda: NO_SECRETS)
+    pepper: Secrets = field(default_factory=lambda: NO_SECRETS)
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -119,6 +124,31 @@ class Settings:
         if reader.faults:
             raise SettingsFault(reader.faults)
         return settings
+
+    def renew(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Take its secrets' versions as they are now: ring → current key id of those that changed.
+
+        SettingsFault, and not one of them replaced, when any is faulty.
+        """
+        held = dict(zip(SECRET_RINGS, (self.edge_secret, self.worker_secret, self.pepper)))
+        fresh = {ring: read_secrets(environ, ring) for ring, secrets in held.items() if secrets is not NO_SECRETS}
+        changed = {ring: secrets for ring, secrets in fresh.items() if secrets != held[ring]}
+        for ring, secrets in changed.items():
+            held[ring].versions = secrets.versions
+        return {ring: secrets.current.kid for ring, secrets in changed.items()}
+
+
+def data_dir(environ: Mapping[str, str]) -> Path:
+    return Path(_Reader(environ).text("FIN_DATA_DIR", "./var"))
+
+
+def read_secrets(environ: Mapping[str, str], ring: str) -> Secrets:
+    """One of SECRET_RINGS; SettingsFault when it is missing or weak."""
+    reader = _Reader(environ)
+    secrets = reader.secrets(SECRET_RINGS[ring])
+    if reader.faults:
+        raise SettingsFault(reader.faults)
+    return secrets
 
 
 def dotenv(path: Path) -> dict[str, str]:
@@ -131,17 +161,26 @@ def dotenv(path: Path) -> dict[str, str]:
         raise Fault(f"{path} cannot be read: {error}.") from None
     names = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        name, equals, value = line.removeprefix("export ").partition("=")
-        if not equals:
-            raise Fault(f"{path} line {number} is not NAME=value.")
-        value = value.strip()
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-            value = value[1:-1]
-        names[name.strip()] = value
+        try:
+            if pair := dotenv_line(line):
+                names[pair[0]] = pair[1]
+        except ValueError:
+            raise Fault(f"{path} line {number} is not NAME=value.") from None
     return names
+
+
+def dotenv_line(line: str) -> tuple[str, str] | None:
+    """Name and value of a line; None for a comment or an empty one, ValueError for what is neither."""
+    line = line.strip()
+    if not line or line.startswith("#"):
+        return None
+    name, equals, value = line.removeprefix("export ").partition("=")
+    if not equals:
+        raise ValueError("not NAME=value")
+    value = value.strip()
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1]
+    return name.strip(), value
 
 
 # Read by name below; a FIN_ name that is not here is a typing error, said as a warning.
@@ -171,7 +210,7 @@ def _read(env: _Reader, roles: tuple[str, ...], cores: int) -> Settings:
         host=host,
         port=port,
         redis_url=redis_url,
-        data_dir=Path(env.text("FIN_DATA_DIR", "./var")),
+        data_dir=data_dir(env.environ),
         mail_url=mail_url,
         public_url=(env.url("FIN_PUBLIC_URL", ("http", "https")) or f"http://{url_host}:{port}").rstrip("/"),
         allowed_origins=tuple(env.origins("FIN_ALLOWED_ORIGINS")),
@@ -294,12 +333,32 @@ class _Reader:
                 value = b""
             if not re.fullmatch(r"[a-z0-9]{4}", kid):
                 self.fault(name, "must be KID:SECRET, KID four of a-z and 0-9; newest first, separated by commas")
-            elif len(value) < SECRET_BYTES or len(set(value)) < SECRET_BYTES // 2:
+            elif _weak(value, encoded):
                 self.fault(name, f"version {kid} is too weak: {SECRET_BYTES} random bytes in base64url are needed")
             versions.append(Secret(kid, value))
         if len({secret.kid for secret in versions}) < len(versions):
             self.fault(name, "has two versions with the same key id")
         return Secrets(tuple(versions))
+
+
+# What stands for a secret in examples: by chance, one of them is in a random value once in ten million.
+_PLACEHOLDERS = re.compile("changeme|changethis|secret|password|example|default|insecure|placeholder|finthenticate")
+
+
+def _weak(value: bytes, encoded: str) -> bool:
+    """What no source of random bytes gives: too few or too like bytes, a pattern, a text, words for base64."""
+    if len(value) < SECRET_BYTES or len(set(value)) < SECRET_BYTES // 2:
+        return True
+    steps = bytes((after - before) % 256 for before, after in pairwise(value))
+    if _repeats(value) or _repeats(steps):  # aaaa, abcabc; abcd, acegi
+        return True
+    words = re.sub("[-_]", "", encoded).lower()
+    one_case = encoded in (encoded.lower(), encoded.upper()) and not re.fullmatch("[0-9a-f]*", words)  # hex may be
+    return value.isascii() or one_case or _PLACEHOLDERS.search(words) is not None
+
+
+def _repeats(value: bytes) -> bool:
+    return any(value[n:] == value[:-n] for n in range(1, len(value) // 2 + 1))
 
 
 def _origin(raw: str) -> str:

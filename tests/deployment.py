@@ -111,6 +111,7 @@ class Deployment:
     redis_url: str
     environ: dict[str, str]
     processes: list[Process] = field(default_factory=list)
+    cwd: Path = ROOT
     transport: str = "ws"
     _mails: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
@@ -127,21 +128,27 @@ class Deployment:
         workers: int = 1,
         mailers: int = 1,
         settings: Mapping[str, str] | None = None,
+        env_file: bool = False,
     ) -> Iterator[Deployment]:
-        """Running and ready; ended at the end, and every process has to end well."""
+        """Running and ready; ended at the end, and every process has to end well.
+
+        `env_file`: the secrets are not in the environment but in a `.env` of the folder.
+        """
+        made = {name: secret() for name in ("FIN_EDGE_SECRET", "FIN_WORKER_SECRET", "FIN_PEPPER")}
         environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("FIN_")},
             "FIN_REDIS_URL": redis_url,
             "FIN_DATA_DIR": str(folder / "data"),
             "FIN_PUBLIC_URL": "http://login.test",
-            "FIN_EDGE_SECRET": secret(),
-            "FIN_WORKER_SECRET": secret(),
-            "FIN_PEPPER": secret(),
+            "PYTHONPATH": str(ROOT),
+            **({} if env_file else made),
             **CHEAP,
             **OFF,
             **(settings or {}),
         }
-        deployment = cls(folder, redis_url, environ)
+        deployment = cls(folder, redis_url, environ, cwd=folder if env_file else ROOT)
+        if env_file:
+            (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in made.items()))
         try:
             for role, count in (("worker", workers), ("mailer", mailers), ("gateway", gateways)):
                 for _ in range(count):
@@ -163,7 +170,7 @@ class Deployment:
         with log.open("wb") as output:
             popen = subprocess.Popen(
                 [sys.executable, "-m", "app", role],
-                cwd=ROOT,
+                cwd=self.cwd,
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -172,6 +179,19 @@ class Deployment:
         process = Process(role, popen, log, port)
         self.processes.append(process)
         return process
+
+    async def command(self, *arguments: str) -> str:
+        """What an operator's command says; it has to succeed."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "app", *arguments),
+            cwd=self.cwd,
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        output, _ = await process.communicate()
+        assert process.returncode == 0, output.decode()
+        return output.decode()
 
     def kill(self, process: Process) -> None:
         """SIGKILL; it is no longer expected to end well."""
