@@ -62,8 +62,8 @@ class RedisGateway:
 
     async def admit(self, entry: Entry, patience: float) -> Admitted | Full | Expired | Known:
         keys = [names.lane(entry.lane), names.lane_count(entry.lane), names.CAPACITY]
-        if entry.same and not entry.replay:
-            keys += [names.same(entry.same), names.joined(entry.same)]
+        same = (entry.same, *entry.formerly) if entry.same and not entry.replay else ()
+        keys += [key for id in same for key in (names.same(id), names.joined(id))]
         fields = {"r": entry.rid, "n": entry.node, "e": entry.event, "d": entry.deadline, "s": entry.same}
         named = [item for pair in fields.items() for item in pair]
         about = (entry.lane, self._max_queue, entry.deadline, entry.rid, entry.node, MOST_JOINED, RECLAIM_MS)
@@ -73,11 +73,11 @@ class RedisGateway:
                 return Admitted(place, position, None if eta < 0 else eta)
             case [b"full", _, wait]:
                 return Full(None if wait < 0 else wait)
-            case [b"joined"]:
-                return Known("joined")
-            case [b"done"]:
-                return Known("done")
-            case [b"crowded"]:
+            case [b"joined", name]:
+                return Known("joined", same[name] if name else "")
+            case [b"done", name]:
+                return Known("done", same[name] if name else "")
+            case [b"crowded", _]:
                 return Known("crowded")
             case _:
                 return Expired()

@@ -14,7 +14,7 @@ from app.messages import KINDS, Code, Frame, Kind, Lane, Reply, Request, canonic
 from app.ports import Entry, Sealed, SealedMail, Signed
 from app.records import Identity, Mail, Notice, Origin, Outcome
 from app.sealing import Envelope, Opener, Unreadable, associated, open_kept, seal_kept
-from app.settings import Secrets
+from app.settings import Secret, Secrets
 
 # --- requests: gateway → worker ------------------------------------------------------------------------------
 
@@ -26,8 +26,17 @@ class _RequestBody(Struct, frozen=True):
 
 def sameness(edge: Secrets, frame: Frame, session_id: str) -> str:
     """What makes a request with a key the same request: its key, event and data, and the session it needs."""
+    return _sameness(edge.current, frame, session_id)
+
+
+def former_sameness(edge: Secrets, frame: Frame, session_id: str) -> tuple[str, ...]:
+    """What it is on gateways that have another version of the edge secret as their current one, or had it."""
+    return tuple(_sameness(secret, frame, session_id) for secret in edge.versions[1:])
+
+
+def _sameness(secret: Secret, frame: Frame, session_id: str) -> str:
     about = associated(frame.key or "", frame.kind.event, canonical(frame.data), session_id)
-    return hmac.new(edge.current.value, b"same\0" + about, "sha256").hexdigest()
+    return hmac.new(secret.value, b"same\0" + about, "sha256").hexdigest()
 
 
 def pack_request(

@@ -30,6 +30,7 @@ class Entry:
     box: bytes = field(repr=False)
     same: str = ""  # what identifies it among requests sent with a key: entries.sameness
     replay: bool = False  # asks for what became of the request that `same` names
+    formerly: tuple[str, ...] = ()  # what else may identify it: for `admit` alone, it does not travel
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Known:
     """Not let in: the same request is. JOINED: word of its end will come as a Signed. DONE: ask for a replay."""
 
     state: Literal["joined", "done", "crowded"]  # crowded: eight wait for it already
+    formerly: str = ""  # the former name it is known under, where it is one
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from app.messages import Code, Kind, Lane, LoggedOut, Refusal, Request
 from app.passwords import Hasher, PasswordCheck
 from app.ports import Delivery, Record, SealedMail, Settlement, State, Store, Unavailable, WorkerBroker
 from app.records import ConfirmSession, Facts, Identity, Mail, Needs, Origin, Outcome, Recorded, Session
-from app.sealing import Envelope, Opener, Unreadable
+from app.sealing import Envelope, Opener, Sealer, Unreadable
 from app.settings import Settings
 from app.tokens import Mint, new_id
 
@@ -74,7 +74,7 @@ class Worker:
     ) -> None:
         self._settings, self._name, self._broker, self._store = settings, name, broker, store
         self._opener, self._mint, self._hasher = opener, mint, hasher
-        self._mail = Envelope.to(*mail_keys.current, settings.edge_secret.current, "mail")
+        self._mail = Sealer(mail_keys, settings.edge_secret, "mail")
         threads = settings.hash_threads
         self._holds = {Lane.FAST: LaneHold(Lane.FAST, FAST_CREDIT), Lane.HASH: LaneHold(Lane.HASH, threads)}
         self._threads = ThreadPoolExecutor(threads, "hash", _give_way)
@@ -335,7 +335,7 @@ class Worker:
         )
 
     def _seal_mail(self, mail: Mail) -> SealedMail:
-        return entries.pack_mail(self._mail, new_id(self._mint.kid), mail)
+        return entries.pack_mail(self._mail.envelope, new_id(self._mint.kid), mail)
 
     async def _drop(self, work: Work, needs: Needs) -> None:
         """Ended without an evaluation: every place comes back; the gateway's own timer has answered or will."""

@@ -22,7 +22,7 @@ STANDS_ON = {
     "app.credit": "app.messages",
     "app.records": "app.messages",
     "app.passwords": "app.settings",
-    "app.sealing": "app.settings",
+    "app.sealing": "app.settings app.keys",
     "app.tokens": "app.settings app.keys",
     "app.rules": "app.records app.tokens",
     "app.ports": "app.records",
@@ -37,8 +37,10 @@ STANDS_ON = {
     "app.mail.templates": "app.records",
     "app.logs": "app.settings",
     "app.supervisor": "app.settings",
+    "app.reload": "app.settings",
+    "app.operator": "app.settings app.keys",
     "adapters": "app.ports app.rules app.mail.templates app.supervisor",
-    "app.__main__": "adapters app.gateway.server app.worker app.mail app.logs",
+    "app.__main__": "adapters app.gateway.server app.worker app.mail app.logs app.reload app.operator",
 }
 CORE = "messages records rules tokens passwords sealing entries keys handlers documents".split()
 KEPT_OUT = set("time asyncio threading socket logging pathlib subprocess random importlib".split())

@@ -377,6 +377,20 @@ async def test_eight_may_join_and_a_ninth_is_too_many(redis_url: str) -> None:
         assert (await parts.redis.llen(JOINED), await lane_length(parts)) == (8, 1)
 
 
+async def test_a_request_is_the_same_under_its_former_names(redis_url: str) -> None:
+    """One gateway has the new edge secret as its current one already, the other has not."""
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts, same="mac")
+        assert await ask(parts, "second", same="new", formerly=("older", "mac")) == Known("joined", "mac")
+        assert await parts.redis.lrange(JOINED, 0, -1) == [b"asker second"]
+        await parts.end(delivery, settlement("rid", outcome(), record=record()))
+        assert await ask(parts, "third", same="new", formerly=("mac",)) == Known("done", "mac")
+        assert not await parts.redis.exists(names.same("new"), names.joined("new"), JOINED)
+        assert isinstance(await ask(parts, "fourth", same="new", formerly=("older",)), Admitted)
+        assert await ask(parts, "fifth", same="older", formerly=("new",)) == Known("joined", "new")
+        assert await ask(parts, "sixth", same="new", formerly=("mac",)) == Known("joined"), "its current name first"
+
+
 async def test_a_full_lane_lets_the_same_request_join_and_keeps_nothing_of_a_new_one(redis_url: str) -> None:
     async with bench(redis_url, most=1) as parts:
         assert isinstance(await ask(parts, "first"), Admitted)

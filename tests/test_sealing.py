@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from app import entries, sealing
 from app.entries import ANEW, OpenedFailure, OpenedNotice, OpenedRecord, OpenedWord
+from app.keys import SealKeys
 from app.messages import KINDS, Code, Lane, LoginSuccess, SessionEnded, decode, refusal, typed
 from app.ports import Entry, Sealed, SealedMail, Signed
 from app.records import Identity, Mail, Notice, Origin, Outcome
@@ -36,7 +37,7 @@ def envelope(purpose: str = "request") -> Envelope:
 
 
 def opener(purpose: str = "request") -> Opener:
-    return Opener({"key1": KEY}, EDGE, purpose)
+    return Opener(SealKeys({}, {"key1": KEY}), EDGE, purpose)
 
 
 ENVELOPE = envelope()
@@ -97,11 +98,11 @@ def test_any_bytes_for_an_envelope_are_unreadable_and_raise_nothing_else(text: b
 @pytest.mark.parametrize(
     "other",
     [
-        pytest.param(Opener({"key1": OTHER_KEY}, EDGE, "request"), id="another private key"),
-        pytest.param(Opener({"key2": KEY}, EDGE, "request"), id="a key under another id"),
-        pytest.param(Opener({}, EDGE, "request"), id="no private key"),
-        pytest.param(Opener({"key1": KEY}, secrets_of("edg2"), "request"), id="without the edge secret"),
-        pytest.param(Opener({"key1": KEY}, EDGE, "mail"), id="for another purpose"),
+        pytest.param(Opener(SealKeys({}, {"key1": OTHER_KEY}), EDGE, "request"), id="another private key"),
+        pytest.param(Opener(SealKeys({}, {"key2": KEY}), EDGE, "request"), id="a key under another id"),
+        pytest.param(Opener(SealKeys({}), EDGE, "request"), id="no private key"),
+        pytest.param(Opener(SealKeys({}, {"key1": KEY}), secrets_of("edg2"), "request"), id="without the edge secret"),
+        pytest.param(Opener(SealKeys({}, {"key1": KEY}), EDGE, "mail"), id="for another purpose"),
     ],
 )
 def test_an_envelope_opens_only_with_its_key_its_edge_secret_and_for_its_purpose(other: Opener) -> None:
@@ -111,7 +112,7 @@ def test_an_envelope_opens_only_with_its_key_its_edge_secret_and_for_its_purpose
 
 def test_who_has_the_private_key_but_another_edge_secret_under_the_same_id_neither_reads_nor_writes() -> None:
     forged = replace(secret("evil"), kid="edg1")
-    thief = Opener({"key1": KEY}, Secrets((forged,)), "request").envelope(ENVELOPE.wrapped)
+    thief = Opener(SealKeys({}, {"key1": KEY}), Secrets((forged,)), "request").envelope(ENVELOPE.wrapped)
     with pytest.raises(Unreadable):
         thief.open(ENVELOPE.seal(b"text", b""), b"")
     stranger = Envelope.to("key1", KEY.public_key(), forged, "request")
@@ -129,7 +130,7 @@ def test_one_gateway_cannot_read_anothers_boxes() -> None:
 
 
 def test_retired_keys_and_secrets_still_open_what_is_under_way() -> None:
-    rotated = Opener({"key2": OTHER_KEY, "key1": KEY}, secrets_of("edg2", "edg1"), "request")
+    rotated = Opener(SealKeys({}, {"key2": OTHER_KEY, "key1": KEY}), secrets_of("edg2", "edg1"), "request")
     assert rotated.envelope(ENVELOPE.wrapped).open(ENVELOPE.seal(b"text", b""), b"") == b"text"
 
 
@@ -309,6 +310,16 @@ def test_a_request_is_the_same_however_it_is_written(frame: bytes) -> None:
 def test_a_request_over_rest_is_the_same_as_in_a_frame() -> None:
     frame = typed("login", DATA["login"], "1", KEYED)
     assert entries.sameness(EDGE, frame, SESSION_ID) == same(text_of("login", key=KEYED))
+
+
+def test_what_a_request_is_for_gateways_with_another_current_edge_secret_is_a_former_name_of_it() -> None:
+    frame = decode(text_of("login", key=KEYED))
+    before, meanwhile, after = secrets_of("edg1"), secrets_of("edg1", "edg2"), secrets_of("edg2", "edg1")
+    old, new = (entries.sameness(edge, frame, "") for edge in (before, after))
+    assert old != new
+    assert entries.former_sameness(before, frame, "") == ()
+    assert (entries.sameness(meanwhile, frame, ""), entries.former_sameness(meanwhile, frame, "")) == (old, (new,))
+    assert entries.former_sameness(after, frame, "") == (old,)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 -- KEYS[3] capacity hash, there while workers live: "<lane>:slots", "<lane>:rate" (requests a second)
 -- KEYS[4] what is known of the same request, or absent: it was sent without a key
 -- KEYS[5] who joined it
+-- KEYS[6...] the same two under its former names: another edge secret was current when it was sent first
 -- ARGV[1] lane
 -- ARGV[2] most requests in the lane, waiting or in hand
 -- ARGV[3] deadline, ms of the server's clock
@@ -13,8 +14,8 @@
 -- ARGV[7] ms that what is known of a pending request outlives its deadline
 -- ARGV[8...] the entry's fields and values, in turn
 -- Returns {"admitted", place, position, eta ms or -1} | {"full", waiting, ms until there is room or -1} | {"expired"} |
---   {"joined"}: it is pending, and word of its end will come | {"crowded"}: too many have joined |
---   {"done"}: its outcome is recorded
+--   {"joined", n}: it is pending, and word of its end will come | {"crowded", n}: too many have joined |
+--   {"done", n}: its outcome is recorded; n: under its n-th name from 0
 local lane, cap, deadline = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -22,18 +23,18 @@ local left = deadline - now
 if left <= 0 then
   return {'expired'}
 end
-if KEYS[4] then
-  local known = redis.call('HMGET', KEYS[4], 'state', 'until')
+for n = 4, #KEYS, 2 do
+  local known, joined, name = redis.call('HMGET', KEYS[n], 'state', 'until'), KEYS[n + 1], (n - 4) / 2
   if known[1] == 'done' then
-    return {'done'}
+    return {'done', name}
   end
   if known[1] == 'pending' and tonumber(known[2]) > now then
-    if redis.call('LLEN', KEYS[5]) >= tonumber(ARGV[6]) then
-      return {'crowded'}
+    if redis.call('LLEN', joined) >= tonumber(ARGV[6]) then
+      return {'crowded', name}
     end
-    redis.call('RPUSH', KEYS[5], ARGV[5] .. ' ' .. ARGV[4])
-    redis.call('PEXPIREAT', KEYS[5], known[2] + ARGV[7])
-    return {'joined'}
+    redis.call('RPUSH', joined, ARGV[5] .. ' ' .. ARGV[4])
+    redis.call('PEXPIREAT', joined, known[2] + ARGV[7])
+    return {'joined', name}
   end
 end
 local capacity = redis.call('HMGET', KEYS[3], lane .. ':slots', lane .. ':rate')

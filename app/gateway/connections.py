@@ -128,10 +128,17 @@ class Pending:
     envelope: Envelope
     started: float
     same: str  # what identifies it where it was sent with a key
+    formerly: tuple[str, ...] = ()  # and what did before a rotation of the edge secret
     timer: asyncio.TimerHandle | None = None
     rounds: int = 0  # how often it was admitted
     place: int = 0  # in the order of its lane, where it waits
     position: int = 0  # what its client was told last
+
+    def known_as(self, same: str) -> None:
+        """Under a former name: from here on it goes by that."""
+        if same in self.formerly:
+            self.formerly = tuple(name for name in (self.same, *self.formerly) if name != same)
+            self.same = same
 
 
 class Connections:

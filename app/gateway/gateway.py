@@ -11,6 +11,7 @@ import random
 import secrets
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 from app import entries, messages
@@ -21,7 +22,7 @@ from app.keys import SealKeys
 from app.messages import BadFrame, Code, Connected, Draining, Frame, Lane, refusal
 from app.ports import Admitted, Expired, Full, GatewayBroker, Known, Sealed, Signed, Unavailable
 from app.rules import even_delay, iso, network_of
-from app.sealing import Envelope, Unreadable
+from app.sealing import Envelope, Sealer, Unreadable
 from app.settings import Settings
 from app.tokens import new_id
 
@@ -45,13 +46,13 @@ class Gateway:
     """One node. `run` serves until `drain` has been called and has finished."""
 
     def __init__(self, settings: Settings, broker: GatewayBroker, node: str, seal_keys: SealKeys) -> None:
-        self._settings, self._broker, self._node, self._seal_keys = settings, broker, node, seal_keys
+        self._settings, self._broker, self._node = settings, broker, node
         self._edge = settings.edge_secret
+        self._sealer = Sealer(seal_keys, self._edge, "request")
         self.connections = Connections()
         self._pending: dict[str, Pending] = {}
         self._waiting = Waiting()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._envelope = self._new_envelope()
         self._enveloped = time.monotonic()
         self._clock_offset = time.time() * 1000 - time.monotonic() * 1000
         self._beaten: float | None = None
@@ -197,21 +198,22 @@ class Gateway:
             caller_id=caller.id,
             envelope=self._current_envelope(),
             started=time.monotonic(),
-            same=self._sameness(caller, frame) if frame.key is not None else "",
+            same="",
         )
+        if frame.key is not None:
+            about = (self._edge, frame, self._session_of(caller, frame))
+            pending.same, pending.formerly = entries.sameness(*about), entries.former_sameness(*about)
         caller.in_flight[frame.id] = pending
         self._pending[pending.rid] = pending
         seconds = frame.timeout_ms / 1000 + DEADLINE_SLACK_SECONDS
         pending.timer = asyncio.get_running_loop().call_later(seconds, self._expire, pending)
         return pending
 
-    def _sameness(self, caller: Caller, frame: Frame) -> str:
-        """With the session where one is needed; a token stands for it unverified, since a worker looks again."""
-        session_id = ""
-        if frame.kind.needs_session:
-            identity = caller.identity
-            session_id = identity.session_id if identity else caller.bearer or caller.refresh_token
-        return entries.sameness(self._edge, frame, session_id)
+    def _session_of(self, caller: Caller, frame: Frame) -> str:
+        """The session, where one is needed; a token stands for it unverified, since a worker looks again."""
+        if not frame.kind.needs_session:
+            return ""
+        return caller.identity.session_id if caller.identity else caller.bearer or caller.refresh_token
 
     async def _admit(self, pending: Pending, *, replay: bool = False) -> None:
         """Into its lane, or, with `replay`, a question what became of the same request."""
@@ -226,7 +228,7 @@ class Gateway:
         )
         try:
             patience = ADMIT_PATIENCE_SECONDS if self._waiting and entry.lane is Lane.HASH else 0.0
-            answer = await self._broker.admit(entry, patience)
+            answer = await self._broker.admit(replace(entry, formerly=pending.formerly), patience)
         except Unavailable:
             self._fail(pending, Code.UNAVAILABLE, UNAVAILABLE_RETRY_MS)
             return
@@ -242,7 +244,10 @@ class Gateway:
                 self._fail(pending, Code.OVERLOADED, int(max(250, retry_after_ms or 1000) * spread))
             case Expired():
                 self._fail(pending, Code.DEADLINE_EXCEEDED)
-            case Known("done"):
+            case Known("joined", formerly):
+                pending.known_as(formerly)
+            case Known("done", formerly):
+                pending.known_as(formerly)
                 await self._admit(pending, replay=True)
             case Known("crowded"):
                 self._fail(pending, Code.RATE_LIMITED, CROWDED_RETRY_MS)
@@ -325,8 +330,9 @@ class Gateway:
                     self._fail(pending, code)
             case entries.OpenedWord(same, code, retry_after_ms):
                 pending = self._pending.get(signed.rid)
-                if pending is None or pending.same != same:
+                if pending is None or same not in (pending.same, *pending.formerly):
                     return
+                pending.known_as(same)
                 if code is not None:
                     self._fail(pending, code, retry_after_ms)
                 else:
@@ -387,11 +393,9 @@ class Gateway:
 
     def _current_envelope(self) -> Envelope:
         if time.monotonic() - self._enveloped > ENVELOPE_SECONDS:
-            self._envelope, self._enveloped = self._new_envelope(), time.monotonic()
-        return self._envelope
-
-    def _new_envelope(self) -> Envelope:
-        return Envelope.to(*self._seal_keys.current, self._edge.current, "request")
+            self._sealer.renew()
+            self._enveloped = time.monotonic()
+        return self._sealer.envelope
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(_quietly(work))
