@@ -34,6 +34,7 @@ BEAT_SECONDS = 1.0
 SWEEP_SECONDS = 2.0
 UNAVAILABLE_RETRY_MS = 1000
 CROWDED_RETRY_MS = 500
+EVEN_JITTER_MS = 20.0  # over what a busier machine adds to a timer: fractions of a millisecond
 MOST_ROUNDS = 4  # of being admitted anew, when what was recorded ended meanwhile
 DRAIN_SECONDS = 10.0
 ADMIT_PATIENCE_SECONDS = 0.01  # where others wait already: it has to wait far longer anyway
@@ -317,9 +318,10 @@ class Gateway:
             # its client went while it was being authenticated: it is not online after all
             self._later(self._broker.leave([(opened.identity.user_id, pending.caller_id)]))
         if opened.even:
-            delay = even_delay((time.monotonic() - pending.started) * 1000, self._hash_ms) / 1000
+            delay_ms = even_delay((time.monotonic() - pending.started) * 1000, self._hash_ms)
+            delay_ms += random.uniform(0, EVEN_JITTER_MS)  # noqa: S311  # noise, not a secret
             loop = asyncio.get_running_loop()
-            loop.call_later(delay, self._finish, pending, opened.event, opened.data, opened.code)
+            loop.call_later(delay_ms / 1000, self._finish, pending, opened.event, opened.data, opened.code)
         else:
             self._finish(pending, opened.event, opened.data, opened.code)
 
