@@ -33,7 +33,12 @@ MAX_PIPELINE = 256  # commands a pipeline: bounds how long one trip holds the se
 LEAST_VERSION = (7, 0)
 LOOK_AGAIN_SECONDS = 0.5
 # What `strict` asks of a server: that what it acknowledged survives the death of anything.
-DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+DURABLE = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "no-appendfsync-on-rewrite": "no",
+    "maxmemory-policy": "noeviction",
+}
 _WAY_OUT = "mend that, or set FIN_DURABILITY=relaxed to accept it."
 
 

@@ -58,7 +58,7 @@ class RedisGateway:
         self._batch, self._reader, self._node, self._max_queue = batch, reader, node, max_queue
         self._stream = names.REPLIES + node
         self._last = "0"
-        self._closed = False
+        self._closed = self._known = False
 
     async def admit(self, entry: Entry, patience: float) -> Admitted | Full | Expired | Known:
         keys = [names.lane(entry.lane), names.lane_count(entry.lane), names.CAPACITY]
@@ -123,18 +123,20 @@ class RedisGateway:
             )
         )
 
-    async def heartbeat(self) -> int:
+    async def heartbeat(self) -> tuple[int, bool]:
         batch = self._batch
-        time, _, newest = await asyncio.gather(
+        time, before, newest = await asyncio.gather(
             batch.command("TIME"),
-            batch.command("SET", names.NODES + self._node, "1", "PX", NODE_LIVES_MS),
+            batch.command("SET", names.NODES + self._node, "1", "PX", NODE_LIVES_MS, "GET"),
             batch.command("XREVRANGE", self._stream, "+", "-", "COUNT", 1),
         )
         if newest and _order(newest[0][0]) < _order(self._last.encode()):
             self._last = "0"  # the stream was lost and made anew by an earlier clock: read it from its start
         elif newest:  # what has been read is of no more use, and need not lie about
-            await batch.command("XTRIM", self._stream, "MINID", self._last)
-        return int(time[0]) * 1000 + int(time[1]) // 1000
+            trimmed = batch.command("XTRIM", self._stream, "MINID", self._last)
+            trimmed.add_done_callback(lambda trim: trim.cancelled() or trim.exception())  # the next beat says it
+        lapsed, self._known = self._known and before is None, True
+        return int(time[0]) * 1000 + int(time[1]) // 1000, lapsed
 
     async def close(self) -> None:
         self._closed = True
@@ -244,7 +246,8 @@ async def _read_group(link: Link, stream: str, group: str, consumer: str, most: 
     try:
         answer = await link.call(*command, seconds=BLOCK_SECONDS)
     except ResponseError as error:
-        if "NOGROUP" not in str(error):
+        # UNBLOCKED is how Redis 7.0 says that the stream was deleted under a blocked read
+        if not any(word in str(error) for word in ("NOGROUP", "UNBLOCKED")):
             raise refusal(error) from None
         await _create_group(link, stream, group)
         return []

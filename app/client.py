@@ -115,7 +115,7 @@ class Client:
 
 
 class Steady:
-    """See `steady`. Remembers the tokens of its login, and renews them before they expire."""
+    """See `steady`. Remembers the tokens of its login; `refresh` renews them, and so does a reconnect that needs it."""
 
     def __init__(self, urls: Sequence[str], watch: Watch | None = None) -> None:
         self._urls = itertools.cycle(urls)
@@ -175,7 +175,10 @@ class Steady:
         assert self._tokens is not None
         if time.monotonic() > self._expires - 30:
             self._remember(await client.ask("refresh", refreshToken=self._tokens["refreshToken"]))
-        if (await client.ask("authenticate", accessToken=self._tokens["accessToken"])).event != "authenticated":
+        answer = await client.ask("authenticate", accessToken=self._tokens["accessToken"])
+        if answer.event == "error":
+            raise Closed(1013)  # not now: `ask` tries again
+        if answer.event != "authenticated":
             self._tokens = None  # its session has ended: from here on it is nobody
 
     def _remember(self, answer: Answer) -> None:

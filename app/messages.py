@@ -137,7 +137,8 @@ MailedCode = Annotated[str, Meta(min_length=1, max_length=64)]
 
 # WHATWG HTML, "valid e-mail address": what browsers' own address fields accept.
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_EMAIL = re.compile(rf"[a-z0-9.!#$%&'*+/=?^_`{{|}}~-]{{1,64}}@{_LABEL}(?:\.{_LABEL})*")
+# Not `=?`: mail software would read an encoded word (RFC 2047) out of it, and so another address.
+_EMAIL = re.compile(rf"(?!.*=\?)[a-z0-9.!#$%&'*+/=?^_`{{|}}~-]{{1,64}}@{_LABEL}(?:\.{_LABEL})*")
 
 
 def canonical_email(raw: str) -> str:
@@ -149,13 +150,6 @@ def canonical_email(raw: str) -> str:
     return lowered
 
 
-def canonical_password(raw: str, name: str) -> str:
-    """NFKC and nothing else (NIST SP 800-63B). ValueError past 1,024 bytes; a password is never cut."""
-    if len(raw.encode()) > MAX_PASSWORD_BYTES:
-        raise ValueError(f"`$.{name}` is longer than {MAX_PASSWORD_BYTES} bytes")
-    return unicodedata.normalize("NFKC", raw)
-
-
 class Request(Struct, frozen=True, forbid_unknown_fields=True, rename="camel", omit_defaults=True):
     """Base of every request's data. Its repr never shows a field: many are secrets."""
 
@@ -163,7 +157,8 @@ class Request(Struct, frozen=True, forbid_unknown_fields=True, rename="camel", o
         if isinstance(email := getattr(self, "email", None), str):
             msgspec.structs.force_setattr(self, "email", canonical_email(email))
         if isinstance(password := getattr(self, "password", None), str):
-            msgspec.structs.force_setattr(self, "password", canonical_password(password, "password"))
+            # NFKC and nothing else (NIST SP 800-63B): never cut, and bounded as it was sent
+            msgspec.structs.force_setattr(self, "password", unicodedata.normalize("NFKC", password))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
@@ -452,6 +447,9 @@ def typed(
     kind = KINDS.get(event)
     if kind is None:
         raise BadFrame(Code.UNKNOWN_EVENT, id)
+    raw = data.get("password") if isinstance(data, dict) else None
+    if isinstance(raw, str) and len(raw.encode()) > MAX_PASSWORD_BYTES:  # as sent: NFKC can make it longer
+        raise BadFrame(Code.BAD_REQUEST, id, "password")
     try:
         return Frame(id or "", kind, msgspec.convert(data, kind.data), key, timeout_ms)
     except msgspec.ValidationError as error:

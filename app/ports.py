@@ -168,8 +168,11 @@ class GatewayBroker(Protocol):
         """(user id, connection) pairs that are authenticated here no longer."""
         ...
 
-    async def heartbeat(self) -> int:
-        """This node lives; the store's clock in ms. Without one for ten seconds its connections count as gone."""
+    async def heartbeat(self) -> tuple[int, bool]:
+        """This node lives. The store's clock in ms, and whether the node had counted as dead meanwhile.
+
+        Without a beat for ten seconds it does: then what concerns its connections is not told to it.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -23,7 +23,7 @@ from app.keys import SealKeys
 from app.messages import Code, Kind, Lane, LoggedOut, Refusal, Request
 from app.passwords import Hasher, PasswordCheck
 from app.ports import Delivery, Record, SealedMail, Settlement, State, Store, Unavailable, WorkerBroker
-from app.records import ConfirmSession, Facts, Identity, Mail, Needs, Origin, Outcome, Recorded, Session
+from app.records import ConfirmSession, Facts, Identity, Mail, Needs, Origin, Outcome, Recorded, Session, Verdict
 from app.sealing import Envelope, Opener, Sealer, Unreadable
 from app.settings import Settings
 from app.tokens import Mint, new_id
@@ -81,7 +81,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._parked = 0
         self._stopping = asyncio.Event()
-        self._clock_offset = 0.0
+        self._clock_offset = (time.time() - time.monotonic()) * 1000  # until the first beat
         self._outage: float | None = None
 
     def stop(self) -> None:
@@ -114,6 +114,9 @@ class Worker:
                 if self._outage is None:
                     self._outage = time.monotonic()
                     log.warning("the store is away", extra={"fields": {"reason": str(error)}})
+                await self._pause(BACK_OFF_SECONDS)
+            except Exception:
+                log.exception("a turn failed")  # the other loops, and the next turn, go on
                 await self._pause(BACK_OFF_SECONDS)
 
     async def _take(self, lane: Lane) -> None:
@@ -222,7 +225,7 @@ class Worker:
         """A REST call is who its token says, if the token is good: the session is looked at with the other facts."""
         if origin.bearer:
             claims, now = self._mint.read_access_token(origin.bearer), self._now() // 1000
-            if claims is not None and claims.not_before <= now < claims.expires:
+            if claims is not None and now < claims.expires:
                 return replace(origin, identity=Identity(claims.user_id, claims.session_id))
         elif origin.refresh_token and (token := self._mint.read_refresh_token(origin.refresh_token)) is not None:
             return replace(origin, identity=Identity("", token.session_id))
@@ -310,6 +313,10 @@ class Worker:
         if outcome.event == "error" and isinstance(outcome.data, Refusal):
             word = entries.sign_word(edge, work.same, outcome.data.code, outcome.data.retry_after_ms)
             return Record(work.same, owner, None, word)
+        if isinstance(outcome.data, Refusal) and outcome.verdict is Verdict.UNJUDGED and not outcome.writes:
+            # Nothing happened and nothing was counted: keeping it would let anybody fill the store. Those who joined
+            # are told to ask again, and are evaluated.
+            return Record(work.same, owner, None, entries.sign_word(edge, work.same, None, None))
         speaks_for = "" if outcome.forget else owner or getattr(outcome.data, "session_id", "")
         reply = replace(entries.reply_of(outcome), even=False)
         box = entries.pack_record(self._settings.worker_secret, work.same, reply, speaks_for)

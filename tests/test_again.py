@@ -126,6 +126,17 @@ async def test_a_refusal_is_recorded_and_not_evaluated_again(either: Deployment)
     assert audited == 1
 
 
+async def test_a_refusal_that_changed_and_counted_nothing_is_not_kept(deployment: Deployment) -> None:
+    async with deployment.client() as client:
+        with Redis.from_url(deployment.redis_url) as redis:
+            before = set(redis.scan_iter("*same:*"))
+            answers = [await client.ask("authenticate", key="k" * 16, accessToken="x") for _ in range(3)]
+            after = set(redis.scan_iter("*same:*"))
+
+    assert {event_of(answer) for answer in answers} == {("authentication_failed", "token_invalid")}
+    assert after <= before
+
+
 async def test_a_refresh_sent_again_gives_the_same_tokens_and_turns_once(either: Deployment) -> None:
     key = new_key()
     async with either.account() as (client, account):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -10,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from redis import Redis
 from websockets.asyncio.client import connect as raw_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.deployment import Deployment, event_of, new_address
+from tests.deployment import Deployment, event_of, http, new_address
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,60 @@ async def test_a_client_that_does_not_read_is_cut_and_the_others_do_not_wait(str
     rude.close()
 
     assert cut
+
+
+async def test_who_floods_with_pings_is_cut_and_the_others_do_not_wait(strict: Deployment) -> None:
+    options = _from("192.0.2.8") | {"compression": None, "proxy": None, "ping_interval": None}
+    async with raw_connect(strict.url(), **options) as rude, strict.client(**_from("192.0.2.9")) as polite:
+        await rude.recv()
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(5000):
+                await rude.ping()
+        await asyncio.wait_for(rude.wait_closed(), 10)
+        began = time.monotonic()
+        assert event_of(await polite.ask("logout"))[1] == "not_authenticated"
+
+    assert rude.close_code == 4429
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "//", "http:login.test"])
+async def test_an_origin_that_is_no_url_is_refused(deployment: Deployment, origin: str) -> None:
+    for path in ("/ws", "/v1/claim"):
+        method = "GET" if path == "/ws" else "POST"
+        status, _, _ = http(method, deployment.url(0, "http", path), b"{}", headers={"Origin": origin})
+        assert status == 403
+
+
+def test_the_socket_has_one_path_only(deployment: Deployment) -> None:
+    for path in ("/ws/", "//ws", "/ws/x"):
+        assert http("GET", deployment.url(0, "http", path), headers={"Origin": "https://evil.example"})[0] == 404
+
+
+@pytest.mark.all
+async def test_a_node_that_counted_as_dead_sends_its_signed_in_clients_elsewhere(
+    redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """What ended while it was away was not told to it."""
+    with Deployment.start(tmp_path_factory.mktemp("lapsed"), redis_url, gateways=2) as running:
+        away = running.of("gateway")[0]
+        async with running.client(1) as other:
+            account = await running.sign_up(other)
+            async with running.client(0, ping_interval=None) as client, running.client(0) as nobody:
+                token = (await account.login(client)).data["accessToken"]
+                await other.ask("authenticate", accessToken=token)
+                away.pause()
+                with Redis.from_url(redis_url) as redis:
+
+                    async def dead() -> None:
+                        while len(list(redis.scan_iter("*node:*"))) > 1:
+                            await asyncio.sleep(0.1)
+
+                    await asyncio.wait_for(dead(), 20)
+                await other.ask("logout")
+                away.go_on()
+                assert await asyncio.wait_for(client.close_code, 10) == 1012
+                assert event_of(await nobody.ask("logout"))[1] == "not_authenticated"
 
 
 async def test_half_a_handshake_is_cut_in_time(deployment: Deployment) -> None:

@@ -10,9 +10,11 @@ from urllib.request import Request, urlopen
 
 import jwt
 import pytest
+from redis import Redis
 from websockets.asyncio.client import connect as raw_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from adapters import names
 from tests.deployment import PASSWORD, Deployment, event_of, new_address
 
 
@@ -202,6 +204,52 @@ async def test_presence_follows_the_connections(deployment: Deployment) -> None:
 async def _online(client: Any, session_id: str) -> bool:
     sessions = (await client.ask("sessions")).data["sessions"]
     return next(bool(s["online"]) for s in sessions if s["sessionId"] == session_id)
+
+
+async def test_two_logins_at_once_on_one_connection_leave_the_first_account_offline(deployment: Deployment) -> None:
+    async with deployment.account() as (client, first), deployment.account(1) as (_, second):
+        logins = await asyncio.gather(first.login(client), second.login(client))
+        users = {login.data["userId"] for login in logins}
+        me = (await client.ask("account")).data["userId"]
+        with Redis.from_url(deployment.redis_url) as redis:
+
+            async def gone() -> None:
+                while redis.hlen(names.ONLINE + (users - {me}).pop()):
+                    await asyncio.sleep(0.01)
+
+            await asyncio.wait_for(gone(), 5)
+            assert redis.hlen(names.ONLINE + me) == 1
+
+
+async def test_a_session_that_time_has_ended_closes_its_connection_when_it_is_used(deployment: Deployment) -> None:
+    async with deployment.account() as (client, account):
+        session_id = (await account.login(client)).data["sessionId"]
+        with Redis.from_url(deployment.redis_url) as redis:
+            redis.delete(names.SESSIONS + session_id)  # as its expiry does
+        answer = await client.ask("account")
+        push = await asyncio.wait_for(client.pushes.get(), 5)
+        code = await asyncio.wait_for(client.close_code, 5)
+
+    assert event_of(answer) == ("error", "not_authenticated")
+    assert (push["event"], push["data"]) == ("session_ended", {"sessionId": session_id, "reason": "expired"})
+    assert code == 4401
+
+
+async def test_a_password_that_nfkc_makes_longer_is_a_password(either: Deployment) -> None:
+    async with either.client() as client:
+        account = await either.sign_up(client, password="\ufdfa" * 100)
+        await account.login(client)
+        long = await client.ask("login", email=account.email, password="x" * 1025)
+
+    assert event_of(long) == ("error", "bad_request") and long.data["field"] == "password"
+
+
+@pytest.mark.parametrize("address", ["=?utf-8?q?a=40b.com=2c?=@e.com", "=?utf-8?b?-.?=@e.com", "a@e.com\nBcc: b@e.com"])
+async def test_an_address_that_mail_software_reads_as_another_is_none(either: Deployment, address: str) -> None:
+    async with either.client() as client:
+        answer = await client.ask("register", email=address, password=PASSWORD)
+
+    assert event_of(answer) == ("error", "bad_request") and answer.data["field"] == "email"
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------

@@ -193,6 +193,19 @@ async def test_an_entry_sealed_without_the_edge_secret_is_buried_and_its_writer_
     assert not audited
 
 
+async def test_lanes_and_mail_stream_that_vanish_are_made_again_and_nobody_dies(
+    redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with Deployment.start(tmp_path_factory.mktemp("vanish"), redis_url) as running:
+        async with running.client() as client:
+            await running.sign_up(client)
+            with Redis.from_url(redis_url) as redis:
+                redis.delete(*map(names.lane, Lane), names.MAIL)
+            account = await running.sign_up(client)
+            assert (await account.login(client)).event == "login_success"
+        assert all(process.popen.poll() is None for process in running.processes)
+
+
 async def test_what_a_killed_worker_held_is_taken_over_and_answered_once(
     redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

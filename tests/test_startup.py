@@ -91,6 +91,7 @@ UNSAFE = {
     "everysec": {"appendfsync": "everysec"},
     "no AOF": {"appendonly": "no"},
     "eviction": {"maxmemory-policy": "allkeys-lru"},
+    "no fsync while rewriting": {"no-appendfsync-on-rewrite": "yes"},
 }
 
 

@@ -62,5 +62,9 @@ def _origin_of(url: str) -> str:
 
 
 def _is_host(origin: str, request: Request) -> bool:
-    parts, host = urlsplit(origin), request.headers.get("host", "")
+    host = request.headers.get("host", "")
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
     return bool(host) and parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()

@@ -19,8 +19,9 @@ from app.gateway.connections import Bucket, Caller, Connection, Connections, Pen
 from app.gateway.socket import Socket
 from app.gateway.waiting import Waiting
 from app.keys import SealKeys
-from app.messages import BadFrame, Code, Connected, Draining, Frame, Lane, refusal
+from app.messages import BadFrame, Code, Connected, Draining, Frame, Lane, SessionEnded, refusal
 from app.ports import Admitted, Expired, Full, GatewayBroker, Known, Sealed, Signed, Unavailable
+from app.records import Identity
 from app.rules import even_delay, iso, network_of
 from app.sealing import Envelope, Sealer, Unreadable
 from app.settings import Settings
@@ -160,7 +161,7 @@ class Gateway:
         bucket = connection.bucket
         left = bucket.take()
         if bucket.per_second and left < -2 * bucket.per_second:
-            connection.socket.shut(FLOODING, "flooding")
+            connection.socket.fail(FLOODING, "flooding")
             return
         try:
             frame = messages.decode(text)
@@ -313,17 +314,33 @@ class Gateway:
         caller = pending.caller
         if isinstance(caller, Connection):
             if opened.identity is not None or opened.forget:
+                before = caller.identity
                 self.connections.identify(caller, opened.identity)
+                if before is not None and (opened.identity is None or before.user_id != opened.identity.user_id):
+                    self._later(self._broker.leave([(before.user_id, caller.id)]))
         elif caller is None and opened.identity is not None and pending.caller_id:
             # its client went while it was being authenticated: it is not online after all
             self._later(self._broker.leave([(opened.identity.user_id, pending.caller_id)]))
-        if opened.even:
+        if isinstance(caller, Connection) and caller.identity is not None and opened.code == Code.NOT_AUTHENTICATED:
+            self._finish(pending, opened.event, opened.data, opened.code)
+            self._session_over(caller, caller.identity)
+        elif opened.even:
             delay_ms = even_delay((time.monotonic() - pending.started) * 1000, self._hash_ms)
             delay_ms += random.uniform(0, EVEN_JITTER_MS)  # noqa: S311  # noise, not a secret
             loop = asyncio.get_running_loop()
             loop.call_later(delay_ms / 1000, self._finish, pending, opened.event, opened.data, opened.code)
         else:
             self._finish(pending, opened.event, opened.data, opened.code)
+
+    def _session_over(self, connection: Connection, identity: Identity) -> None:
+        """Its session has ended by time, which nobody else could tell it."""
+        self._push(connection, SessionEnded(session_id=identity.session_id, reason="expired"))
+        self._end(connection, identity)
+
+    def _end(self, connection: Connection, identity: Identity) -> None:
+        self.connections.identify(connection, None)
+        self._later(self._broker.leave([(identity.user_id, connection.id)]))
+        connection.socket.shut(ENDED, "session ended")
 
     def _signed(self, signed: Signed) -> None:
         match entries.open_signed(self._edge, signed):
@@ -348,17 +365,19 @@ class Gateway:
                 continue
             connection.socket.send(messages.push(notice.event, notice.data))
             if notice.close and connection.identity.session_id == notice.session_id:
-                user_id = connection.identity.user_id
-                self.connections.identify(connection, None)
-                self._later(self._broker.leave([(user_id, connection.id)]))
-                connection.socket.shut(ENDED, "session ended")
+                self._end(connection, connection.identity)
 
     # --- loops ---------------------------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
         while True:
             try:
-                self._clock_offset = await self._broker.heartbeat() - time.monotonic() * 1000
+                now, lapsed = await self._broker.heartbeat()
+                self._clock_offset = now - time.monotonic() * 1000
+                if lapsed:  # we counted as dead: what ended meanwhile was not told to us
+                    for connection in self.connections:
+                        if connection.identity is not None:
+                            connection.socket.shut(1012, "connect again")
                 depths = await self._broker.depths()
                 self._workers = any(depth.rate > 0 for depth in depths.values())
                 hashing = depths[Lane.HASH]
@@ -369,6 +388,8 @@ class Gateway:
                 self._beaten = time.monotonic()
             except Unavailable as error:
                 log.warning("the store is away", extra={"fields": {"reason": str(error)}})
+            except Exception:
+                log.exception("a beat failed")
             await asyncio.sleep(BEAT_SECONDS)
 
     async def _sweep(self) -> None:
@@ -387,6 +408,8 @@ class Gateway:
                     self._waiting.update(await self._broker.depths())
                 except Unavailable:
                     continue
+                except Exception:
+                    log.exception("positions not told")
 
     # --- small things --------------------------------------------------------------------------------------------
 

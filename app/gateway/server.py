@@ -55,7 +55,7 @@ def create_app(settings: Settings, gateway: Gateway, jwks: Callable[[], dict[str
     doorway = Doorway(settings)
     app.blueprint(Rest(gateway, doorway).blueprint())
 
-    @app.websocket("/ws")  # type: ignore[untyped-decorator]
+    @app.websocket("/ws", strict_slashes=True)  # type: ignore[untyped-decorator]
     async def websocket(request: Request, socket: Socket) -> None:
         gateway.welcome(socket, doorway.client_ip(request))
         await socket.closed

@@ -27,6 +27,7 @@ from app.messages import MAX_MESSAGE_BYTES
 MOST_UNREAD_BYTES = 64 * 1024
 CLOSE_SECONDS = 2.0  # for the other side to answer a close frame
 UNREAD_TOO_LONG = 4408
+MOST_EXTRAS = 100  # pings, pongs and fragments a second
 
 _quiet = logging.getLogger("finthenticate.websockets")
 _quiet.setLevel(logging.CRITICAL)
@@ -38,7 +39,8 @@ class Socket:
     def __init__(self, protocol: ServerProtocol, transport: asyncio.Transport) -> None:
         self.ws_proto = protocol  # the name under which Sanic looks for it
         self._transport = transport
-        self._parts: list[bytes] = []
+        self._parts = bytearray()
+        self._extras, self._extras_since = 0, 0.0
         self.on_text: Callable[[bytes], None] = lambda text: None
         self.on_closed: Callable[[], None] = lambda: None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -67,6 +69,12 @@ class Socket:
             self.ws_proto.send_close(code, reason)
             self._flush()
             asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._transport.abort)
+
+    def fail(self, code: int, reason: str = "") -> None:
+        """Close because of what the client sent; what else it sends is not even parsed."""
+        if self.open:
+            self.ws_proto.fail(code, reason)
+            self._flush()
 
     def cut(self) -> None:
         """Close at once: what lies unread would keep a close frame from arriving anyway."""
@@ -109,18 +117,28 @@ class Socket:
     def _frame(self, frame: Frame) -> None:
         if frame.opcode is Opcode.BINARY:
             self.ws_proto.fail(1003, "text frames only")
+        if frame.opcode in (Opcode.PING, Opcode.PONG) or not frame.fin:
+            self._extra()
         if frame.opcode not in (Opcode.TEXT, Opcode.CONT) or not self.open:
             return
-        self._parts.append(bytes(frame.data))
+        self._parts += frame.data
         if not frame.fin:
             return
-        text, self._parts = b"".join(self._parts), []
+        text, self._parts = bytes(self._parts), bytearray()
         try:
             text.decode()
         except UnicodeDecodeError:
             self.ws_proto.fail(1007)
             return
         self.on_text(text)
+
+    def _extra(self) -> None:
+        """Pings and fragments are no messages, but not for nothing either."""
+        if self.heard - self._extras_since > 1.0:
+            self._extras, self._extras_since = 0, self.heard
+        self._extras += 1
+        if self._extras > MOST_EXTRAS and self.open:
+            self.ws_proto.fail(4429, "flooding")
 
     def _flush(self) -> None:
         for data in self.ws_proto.data_to_send():

@@ -23,20 +23,23 @@ class MailerLoop:
 
     def __init__(self, queue: MailQueue, mailer: Mailer, opener: Opener) -> None:
         self._queue, self._mailer, self._opener = queue, mailer, opener
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        self._stopping = True
+        self._stopping.set()
 
     async def run(self) -> None:
         try:
-            while not self._stopping:
+            while not self._stopping.is_set():
                 try:
                     taken = await self._queue.take(AT_ONCE)
                     await asyncio.gather(*(self._send(token, sealed) for token, sealed in taken))
                 except Unavailable as error:
                     log.warning("the mail queue is away", extra={"fields": {"reason": str(error)}})
-                    await asyncio.sleep(BACK_OFF_SECONDS)
+                    await self._pause(BACK_OFF_SECONDS)
+                except Exception:
+                    log.exception("a turn failed")
+                    await self._pause(BACK_OFF_SECONDS)
         finally:
             await self._queue.close()
 
@@ -49,10 +52,17 @@ class MailerLoop:
             log.error("dead letter", extra={"fields": {"lane": "mail", "reason": str(error)}})
             await self._queue.bury(token, str(error))
             return
-        if mail.kind != "decoy" and not await self._hand_over(mail, sealed.id):
+        try:
+            sent = mail.kind == "decoy" or await self._hand_over(mail, sealed.id)
+        except Unavailable:
+            raise
+        except Exception:  # one mail's fault is its own
+            log.exception("mail failed", extra={"fields": {"mail": sealed.id}})
+            sent = False
+        if sent:
+            await self._queue.done(token)
+        else:
             await self._queue.bury(token, f"not sent in {TRIES} tries")
-            return
-        await self._queue.done(token)
 
     async def _hand_over(self, mail: Mail, id: str) -> bool:
         for attempt in range(TRIES):
@@ -61,10 +71,17 @@ class MailerLoop:
             except OSError as error:
                 fields = {"mail": id, "kind": mail.kind, "attempt": attempt + 1, "reason": str(error)}
                 log.warning("mail not sent", extra={"fields": fields})
-                if self._stopping:
+                if attempt + 1 < TRIES:
+                    await self._pause(FIRST_RETRY_SECONDS * 2**attempt)
+                if self._stopping.is_set():
                     raise Unavailable("stopping with a mail in hand: the next mailer takes it over") from None
-                await asyncio.sleep(FIRST_RETRY_SECONDS * 2**attempt)
             else:
                 log.info("mail sent", extra={"fields": {"mail": id, "kind": mail.kind}})
                 return True
         return False
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            return
