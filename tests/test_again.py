@@ -217,15 +217,15 @@ async def test_a_gateway_killed_in_a_login_the_client_gets_its_result_from_the_o
 
                     await asyncio.wait_for(admitted(), 5)
                 running.kill(running.of("gateway")[0])
+                killed = time.monotonic()
                 with pytest.raises(Closed):
                     await asked
             login = await account.login(other, key=key)
+            took = time.monotonic() - killed
             again = await account.login(other, key=key)
-            began = time.monotonic()
-            await account.login(other, key=key)
-            took = time.monotonic() - began
             sessions = (await other.ask("sessions")).data["sessions"]
 
     assert login.data == again.data
     assert evaluated(running, login.data["userId"]) == 1 and len(sessions) == 1
+    print(f"the result came {took * 1000:.0f} ms after its gateway was killed")
     assert took < 1
