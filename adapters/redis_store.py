@@ -35,6 +35,8 @@ from app.records import (
 
 RECLAIM_MS = 15_000  # how long after its deadline a copy of a request can still turn up: reclaim time, with a margin
 RECORD_KEPT_MS = 600_000  # the contract's ten minutes
+DONE_KEPT_MS = 30_000 + RECLAIM_MS  # the longest deadline there is, and until no copy can turn up any more
+REPLIES_KEPT = 10_000  # for a node that does not read; what has been read is trimmed each second
 REPLIES_KEPT_MS = 60_000  # a dead node's reply stream cleans itself up
 ONLINE_KEPT_MS = rules.SESSION_ABSOLUTE_MS
 EVENTS_KEPT = 100_000
@@ -149,7 +151,7 @@ def _plan(
     return {
         "rid": rid,
         "deadline": deadline,
-        "mark": 30_000 + RECLAIM_MS,  # the longest deadline there is
+        "mark": DONE_KEPT_MS,
         "conditions": [],
         "limits": [
             (
@@ -171,6 +173,7 @@ def _plan(
         "nodes": names.NODES,
         "replies": names.REPLIES,
         "keep": REPLIES_KEPT_MS,
+        "most": REPLIES_KEPT,
     }
 
 

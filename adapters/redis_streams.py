@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from adapters import names
 from adapters.lua import ADMIT, BEAT, REAP, RETURN
 from adapters.redis_link import Batch, Command, Link, refusal
-from adapters.redis_store import RECLAIM_MS, REPLIES_KEPT_MS, RedisStore, pack, text, unpack
+from adapters.redis_store import DONE_KEPT_MS, RECLAIM_MS, REPLIES_KEPT, REPLIES_KEPT_MS, RedisStore, pack, text, unpack
 from app.messages import Lane
 from app.ports import (
     Admitted,
@@ -44,11 +44,9 @@ WORKER_LIVES_MS = 4_000
 TAKEN_OVER_AFTER_MS = 5_000  # far more than any work in hand takes: credit is about 100 ms of it
 CONSUMER_GONE_MS = 600_000
 REPLIES_A_READ = 500
-REPLIES_KEPT = 10_000
 MOST_REAPED = 64
 MOST_JOINED = 8
 DEAD_KEPT = 10_000
-DONE_KEPT_MS = 45_000
 
 
 class RedisGateway:
@@ -112,7 +110,7 @@ class RedisGateway:
         depths = {}
         for lane, length, admitted in zip(lanes, numbers[: len(lanes)], numbers[len(lanes) :], strict=True):
             slots = int(can.get(f"{lane}:slots", b"0"))
-            depths[lane] = LaneDepth(int(admitted or 0) - length, length, slots, float(can.get(f"{lane}:rate", b"0")))
+            depths[lane] = LaneDepth(int(admitted or 0) - length, slots, float(can.get(f"{lane}:rate", b"0")))
         return depths
 
     async def leave(self, gone: Sequence[tuple[str, str]]) -> None:

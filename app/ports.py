@@ -91,10 +91,9 @@ class Signed:
 
 @dataclass(frozen=True)
 class LaneDepth:
-    """`ended`: how many of the lane's places are done with; `length`: waiting and in hand."""
+    """`ended`: how many of the lane's places are done with; `slots`: how many requests can be worked on at once."""
 
     ended: int
-    length: int
     slots: int
     rate: float  # requests a second that all living workers can do; 0: none lives
 

@@ -1942,7 +1942,7 @@ async def test_depths_tell_how_many_of_a_lane_have_ended(redis_url: str) -> None
         first, *_ = await taken(parts)
         await parts.worker.drop(first, ())
         depth = (await parts.gateway.depths())[Lane.HASH]
-        assert (depth.ended, depth.length) == (1, 2)
+        assert (depth.ended, await lane_length(parts)) == (1, 2)
 
 
 # --- all of it keeps to its keys ----------------------------------------------------------------------------------

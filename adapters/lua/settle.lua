@@ -18,6 +18,7 @@
 --   delivery   array of {command...}: acknowledgement, done in every case but "conflict"
 --   nodes, replies  prefixes of keys
 --   keep       ms a reply stream lives without a reader
+--   most       replies it keeps
 -- Returns {"settled" | "done" | "expired" | "conflict", now}
 local plan = cmsgpack.unpack(ARGV[1])
 local time = redis.call('TIME')
@@ -108,7 +109,7 @@ for _, notice in ipairs(plan.notices) do
     elseif name ~= spare and not told[node] then
       told[node] = true
       local stream = plan.replies .. node
-      redis.call('XADD', stream, 'MAXLEN', '~', 10000, '*', 'k', 'notice', 'x', body, 'm', mac)
+      redis.call('XADD', stream, 'MAXLEN', '~', plan.most, '*', 'k', 'notice', 'x', body, 'm', mac)
       redis.call('PEXPIRE', stream, plan.keep)
     end
   end
@@ -118,7 +119,7 @@ if plan.record then
   if redis.call('HGET', key, 'rid') == plan.rid then -- else it expired, and another one took its place
     for _, who in ipairs(redis.call('LRANGE', joined, 0, -1)) do
       local node, rid = string.match(who, '^([^ ]*) (.*)$')
-      redis.call('XADD', plan.replies .. node, 'MAXLEN', '~', 10000, '*', 'k', 'joined', 'r', rid, 'x', word, 'm', mac)
+      redis.call('XADD', plan.replies .. node, 'MAXLEN', '~', plan.most, '*', 'k', 'joined', 'r', rid, 'x', word, 'm', mac)
       redis.call('PEXPIRE', plan.replies .. node, plan.keep)
     end
     redis.call('DEL', key, joined)
