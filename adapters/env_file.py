@@ -20,7 +20,7 @@ DROPPED = frozenset({"edge"})  # old password records, refresh tokens and device
 
 
 class EnvFile:
-    """The names of `.env`, and over them `given`, the real environment. An app.operator.Keyring."""
+    """The names of `.env`, and over them `given`, the real environment. An app.operator.keys.Keyring."""
 
     rings = dict.fromkeys(SECRET_RINGS, AFTER_SECONDS)
 

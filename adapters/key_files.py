@@ -38,7 +38,7 @@ AFTER_SECONDS: dict[str, int] = {Ring.SEAL: 60, Ring.MAIL: 60, Ring.TOKEN: 600}
 class KeyFiles:
     """Reads the rings, making those that are not there yet; `watched` keeps what was handed out as the files are.
 
-    An app.operator.Keyring.
+    An app.operator.keys.Keyring.
     """
 
     rings = AFTER_SECONDS

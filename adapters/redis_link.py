@@ -19,6 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, RedisError, ResponseError
 
+from adapters import names
 from adapters.lua import SCRIPTS, Script
 from app.ports import Unavailable
 from app.settings import Fault
@@ -28,6 +29,7 @@ Command = tuple[Any, ...]
 
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 2.0  # a healthy server answers in milliseconds; past this the caller is told `unavailable`
+MOST_WAITING = 20_000  # commands that wait for a server that is slow: some 20 MB
 MAX_PIPELINE = 256  # commands a pipeline: bounds how long one trip holds the server (about 10 ms of scripts)
 
 LEAST_VERSION = (7, 0)
@@ -124,7 +126,7 @@ class Batch:
 
     def script(self, script: Script, keys: Sequence[str], *args: Any, patience: float = 0.0) -> asyncio.Future[Any]:
         """The script's answer. Unavailable when it may or may not have run."""
-        return self._submit(("EVALSHA", script.sha, len(keys), *keys, *args), script, patience)
+        return self._submit(("EVALSHA", script.sha, len(keys) + 1, *keys, names.CLOCK, *args), script, patience)
 
     def command(self, *command: Any) -> asyncio.Future[Any]:
         return self._submit(command, None, 0.0)
@@ -139,6 +141,9 @@ class Batch:
     def _submit(self, command: Command, script: Script | None, patience: float) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
+        if len(self._waiting) >= MOST_WAITING:
+            future.set_exception(Unavailable("Redis: too much waits for it"))
+            return future
         self._waiting.append((command, script, future))
         if self._sender is None:
             if patience <= 0:
@@ -161,7 +166,11 @@ class Batch:
                 batch = [item for item in batch if not item[2].cancelled()]
                 try:
                     await self._exchange(batch)
-                except Unavailable as error:
+                except Exception as error:
+                    if not isinstance(error, Unavailable):
+                        log.exception("a trip failed")  # a fault of ours: nobody may wait for ever because of it
+                    # what waited behind it would wait as long, and in vain: let everybody know now
+                    batch, self._waiting = batch + self._waiting, []
                     for _, _, future in batch:
                         _settle(future, lambda f, e=error: f.set_exception(Unavailable(str(e))))  # type: ignore[misc]
         finally:

@@ -40,6 +40,7 @@ REPLIES_KEPT = 10_000  # for a node that does not read; what has been read is tr
 REPLIES_KEPT_MS = 60_000  # a dead node's reply stream cleans itself up
 ONLINE_KEPT_MS = rules.SESSION_ABSOLUTE_MS
 EVENTS_KEPT = 100_000
+MAILS_KEPT = 100_000  # that wait for a mailer: about 100 MB
 
 pack = msgspec.msgpack.encode
 
@@ -79,9 +80,10 @@ class RedisStore:
         state, now, *found = await self._batch.script(CHECK, [names.done(rid)], pack(ask))
         if state != b"ok":
             return {b"done": State.DONE, b"expired": State.EXPIRED, b"wait": State.WAIT}[state]
-        refused, user_id, user, session, challenge, devices, sessions, online = found
+        ahead, refused, user_id, user, session, challenge, devices, sessions, online = found
         return Facts(
             now=now,
+            ahead=ahead,
             needs=needs,
             account=_account(user_id.decode(), _map(user)),
             session=_session(needs.session_id or "", _map(session)),
@@ -108,7 +110,7 @@ class RedisStore:
         delivery: Sequence[Command],
         patience: float,
     ) -> str:
-        """ "settled", "done", "expired" or "conflict"; `delivery` is run in every case but the last."""
+        """As WorkerBroker.settle says; `delivery` is run in every case but "conflict" and "full"."""
         outcome = settlement.outcome
         conditions: list[Command] = []
         commands: list[Command] = []
@@ -172,6 +174,8 @@ def _plan(
         "delivery": delivery,
         "nodes": names.NODES,
         "replies": names.REPLIES,
+        "mail": names.MAIL,
+        "most_mail": MAILS_KEPT,
         "keep": REPLIES_KEPT_MS,
         "most": REPLIES_KEPT,
     }

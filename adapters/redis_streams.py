@@ -14,12 +14,13 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from adapters import names
-from adapters.lua import ADMIT, BEAT, REAP, RETURN
+from adapters.lua import ADMIT, BEAT, REAP, RELEASE, RETIRE, RETURN, TICK
 from adapters.redis_link import Batch, Command, Link, refusal
 from adapters.redis_store import DONE_KEPT_MS, RECLAIM_MS, REPLIES_KEPT, REPLIES_KEPT_MS, RedisStore, pack, text, unpack
 from app.messages import Lane
 from app.ports import (
     Admitted,
+    Clock,
     Delivery,
     Entry,
     Expired,
@@ -32,6 +33,7 @@ from app.ports import (
     Settlement,
     Signed,
     Unavailable,
+    Vitals,
 )
 from app.records import Limit
 
@@ -44,7 +46,6 @@ WORKER_LIVES_MS = 4_000
 TAKEN_OVER_AFTER_MS = 5_000  # far more than any work in hand takes: credit is about 100 ms of it
 CONSUMER_GONE_MS = 600_000
 REPLIES_A_READ = 500
-MOST_REAPED = 64
 MOST_JOINED = 8
 DEAD_KEPT = 10_000
 
@@ -71,8 +72,8 @@ class RedisGateway:
                 return Admitted(place, position, None if eta < 0 else eta)
             case [b"full", _, wait]:
                 return Full(None if wait < 0 else wait)
-            case [b"joined", name]:
-                return Known("joined", same[name] if name else "")
+            case [b"joined", name, left_ms]:
+                return Known("joined", same[name] if name else "", left_ms)
             case [b"done", name]:
                 return Known("done", same[name] if name else "")
             case [b"crowded", _]:
@@ -123,8 +124,8 @@ class RedisGateway:
 
     async def heartbeat(self) -> tuple[int, bool]:
         batch = self._batch
-        time, before, newest = await asyncio.gather(
-            batch.command("TIME"),
+        now, before, newest = await asyncio.gather(
+            batch.script(TICK, [names.LIVING], self._node, NODE_LIVES_MS),
             batch.command("SET", names.NODES + self._node, "1", "PX", NODE_LIVES_MS, "GET"),
             batch.command("XREVRANGE", self._stream, "+", "-", "COUNT", 1),
         )
@@ -134,12 +135,13 @@ class RedisGateway:
             trimmed = batch.command("XTRIM", self._stream, "MINID", self._last)
             trimmed.add_done_callback(lambda trim: trim.cancelled() or trim.exception())  # the next beat says it
         lapsed, self._known = self._known and before is None, True
-        return int(time[0]) * 1000 + int(time[1]) // 1000, lapsed
+        return int(now), lapsed
 
     async def close(self) -> None:
         self._closed = True
         try:
-            await self._batch.command("DEL", names.NODES + self._node)
+            leaving = (("DEL", names.NODES + self._node), ("ZREM", names.LIVING, self._node))
+            await asyncio.gather(*(self._batch.command(*command) for command in leaving))
         except Unavailable:
             log.info("left without a word", extra={"fields": {"node": self._node}})
         await self._batch.close()
@@ -173,8 +175,17 @@ class RedisWorker:
         keys = [names.lane(delivery.lane), names.lane_count(delivery.lane)]
         await self._batch.script(RETURN, keys, names.GROUP, delivery.token)
 
+    async def release(self, delivery: Delivery) -> None:
+        args = (names.GROUP, self._consumer, TAKEN_OVER_AFTER_MS, delivery.token)
+        await self._batch.script(RELEASE, [names.lane(delivery.lane)], *args)
+
     async def bury(
-        self, delivery: Delivery, reason: str, failure: tuple[str, Signed] | None, record: Record | None
+        self,
+        delivery: Delivery,
+        reason: str,
+        failure: tuple[str, Signed] | None,
+        record: Record | None,
+        limits: tuple[Limit, ...],
     ) -> None:
         entry = delivery.entry
         known = {"r": entry.rid, "n": entry.node, "e": entry.event, "d": entry.deadline} if entry else {}
@@ -185,28 +196,33 @@ class RedisWorker:
             node, signed = failure
             commands += _to_node(names.REPLIES + node, ("k", "failure", "x", text(signed.body), "m", text(signed.mac)))
         rid = entry.rid if entry else delivery.token
-        await self._store.drop(rid, (), [*commands, *_acknowledge(delivery)], record)
+        await self._store.drop(rid, limits, [*commands, *_acknowledge(delivery)], record)
 
-    async def reap(self) -> Sequence[Delivery]:
-        found: list[Delivery] = []
-        for lane in self._links:
-            stream = names.lane(lane)
-            args = (names.GROUP, self._consumer, TAKEN_OVER_AFTER_MS, MOST_REAPED, CONSUMER_GONE_MS)
-            try:
-                claimed = await self._batch.script(REAP, [stream], *args)
-            except ResponseError as error:
-                if "NOGROUP" not in str(error) and "no such key" not in str(error):
-                    raise
-                continue  # `take` makes the group anew
-            found += [_delivery(lane, id, fields, deliveries + 1) for id, deliveries, fields in claimed]
-        return found
+    async def reap(self, lane: Lane, most: int, held: Sequence[str]) -> Sequence[Delivery]:
+        args = (names.GROUP, self._consumer, TAKEN_OVER_AFTER_MS, most, CONSUMER_GONE_MS)
+        try:
+            claimed = await self._batch.script(REAP, [names.lane(lane)], *args, *held)
+        except ResponseError as error:
+            if "NOGROUP" not in str(error) and "no such key" not in str(error):
+                raise
+            return []  # `take` makes the group anew
+        return [_delivery(lane, id, fields, deliveries + 1) for id, deliveries, fields in claimed]
 
-    async def beat(self, capacity: dict[Lane, tuple[int, float]]) -> int:
-        lanes = {str(lane): can for lane, can in capacity.items()}
-        now = await self._batch.script(
-            BEAT, [names.WORKERS, names.CAPACITY], self._consumer, pack(lanes), WORKER_LIVES_MS
-        )
-        return int(now)
+    _since = 0  # ms of the store's clock at its first beat
+
+    async def beat(self, vitals: Vitals) -> Clock:
+        lanes = {lane: (can.slots, can.rate, can.in_hand, can.drained) for lane, can in vitals.lanes.items()}
+        now, ahead = await self._beat({"since": self._since, "hash_ms": vitals.hash_ms, "lanes": lanes})
+        self._since = self._since or now
+        return Clock(now, ahead)
+
+    async def leave(self) -> None:
+        retired = [self._batch.script(RETIRE, [names.lane(lane)], names.GROUP, self._consumer) for lane in self._links]
+        await asyncio.gather(self._beat({}), *retired)
+
+    def _beat(self, said: dict[str, Any]) -> asyncio.Future[Any]:
+        keys = [names.WORKERS, names.CAPACITY]
+        return self._batch.script(BEAT, keys, self._consumer, pack(said), WORKER_LIVES_MS)
 
     async def close(self) -> None:
         await self._batch.close()
@@ -231,9 +247,14 @@ class RedisMailQueue:
     async def done(self, token: str) -> None:
         await self._link.pipeline(_ended(names.MAIL, names.MAIL_GROUP, token))
 
-    async def bury(self, token: str, reason: str) -> None:
-        letter = ("XADD", names.DEAD, "MAXLEN", "~", DEAD_KEPT, "*", "lane", "mail", "reason", reason)
-        await self._link.pipeline([letter, *_ended(names.MAIL, names.MAIL_GROUP, token)])
+    async def bury(self, token: str, reason: str, kept: SealedMail | None = None) -> None:
+        letter: Command = ("XADD", names.DEAD, "MAXLEN", "~", DEAD_KEPT, "*", "lane", "mail", "reason", reason)
+        if kept is not None:
+            letter += ("id", kept.id, "w", text(kept.wrapped), "x", text(kept.box))
+        ended = _ended(names.MAIL, names.MAIL_GROUP, token)
+        *_, done = await self._link.pipeline([("MULTI",), letter, *ended, ("EXEC",)])
+        if isinstance(done, ResponseError):  # a server that is full, say: nothing was done
+            raise Unavailable(f"Redis: {done}")
 
     async def close(self) -> None:
         await self._link.close()

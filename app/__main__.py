@@ -1,4 +1,4 @@
-"""The composition root: `python -m app [all|gateway|worker|mailer|keys …]`. Only this module knows the adapters."""
+"""The composition root: `python -m app`, its roles and an operator's commands. Only this module knows the adapters."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -18,11 +19,13 @@ from urllib.request import urlopen
 
 import uvloop
 
+from adapters import failpoints
 from adapters.embedded_redis import EmbeddedRedis, running_url
 from adapters.env_file import EnvFile, WatchedEnv
 from adapters.key_files import KeyFiles
 from adapters.outbox import Outbox
 from adapters.redis_link import Batch, Link, check_durability
+from adapters.redis_operator import RedisOperator
 from adapters.redis_store import RedisStore
 from adapters.redis_streams import RedisGateway, RedisMailQueue, RedisWorker
 from app import logs, tokens
@@ -31,9 +34,15 @@ from app.gateway.server import create_app, listen, serve
 from app.keys import Ring
 from app.mail.mailer import MailerLoop
 from app.messages import Lane
-from app.operator import USAGE as KEYS_USAGE
-from app.operator import Misuse, keys_command
+from app.operator.dead import USAGE as DEAD_USAGE
+from app.operator.dead import Dead
+from app.operator.keys import USAGE as KEYS_USAGE
+from app.operator.keys import keys_command
+from app.operator.status import USAGE as STATUS_USAGE
+from app.operator.status import Status
+from app.operator.words import Misuse
 from app.passwords import Hasher
+from app.ports import Unavailable
 from app.reload import Source, keep_fresh
 from app.sealing import Opener
 from app.settings import ROLES, Fault, Settings, data_dir
@@ -44,7 +53,8 @@ from app.worker import Worker
 log = logging.getLogger("finthenticate")
 
 EX_USAGE, EX_UNAVAILABLE = 64, 69  # sysexits.h
-USAGE = f"usage: python -m app [all|gateway|worker|mailer] | {KEYS_USAGE}"
+INTERRUPTED = 128 + signal.SIGINT  # as a shell says it
+USAGE = f"usage: python -m app [all|gateway|worker|mailer] | {KEYS_USAGE} | {STATUS_USAGE} | {DEAD_USAGE}"
 
 
 def main(arguments: list[str]) -> int:
@@ -53,6 +63,10 @@ def main(arguments: list[str]) -> int:
         if role == "keys":
             keys_command(more, [KeyFiles(data_dir(_env().read())), _env()])
             return 0
+        if role == "status":
+            return _operate(Status.parse(more))
+        if role == "dead":
+            return _operate(Dead.parse(more))
         if more or role not in ("all", *ROLES):
             raise Misuse(USAGE)
         settings = _settings(ROLES if role == "all" else (role,))
@@ -70,7 +84,7 @@ def main(arguments: list[str]) -> int:
 
 
 class NoServer(Fault):
-    """There is no embedded server to join: a passing state where a supervisor starts one."""
+    """There is no embedded server to join, or none that answers: a passing state where a supervisor starts one."""
 
 
 def _settings(roles: tuple[str, ...]) -> Settings:
@@ -79,6 +93,26 @@ def _settings(roles: tuple[str, ...]) -> Settings:
 
 def _env() -> EnvFile:
     return EnvFile(Path(".env"), os.environ)
+
+
+def _operate(command: Status | Dead) -> int:
+    """An operator's command on the queue: without secrets, and on a loop that Ctrl-C ends."""
+    settings = _settings(())
+
+    async def connect() -> RedisOperator:
+        try:
+            return RedisOperator(Link(await _redis_url(settings), "operator"))
+        except NoServer as none:
+            raise Unavailable(str(none)) from None
+
+    say = partial(print, flush=True)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(command.run(connect, say, terminal=sys.stdout.isatty()))
+    except Unavailable as away:
+        raise NoServer(f"the queue does not answer: {away}") from None
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 # --- roles -------------------------------------------------------------------------------------------------------
@@ -106,7 +140,8 @@ async def _gateway(settings: Settings) -> int:
     drains: list[asyncio.Task[None]] = []
     _on_signals(lambda: drains.append(asyncio.create_task(gateway.drain())))
     log.info("listening", extra={"fields": {"host": settings.host, "port": settings.port, "node": node}})
-    return await _run(settings, url, serve(app, gateway, listener), keys)
+    # It acknowledges nothing, so it need not wait for the verdict on its store: it says `unavailable` until then.
+    return await _run(settings, url, partial(serve, app, gateway, listener), keys)
 
 
 async def _worker(settings: Settings) -> int:
@@ -117,19 +152,23 @@ async def _worker(settings: Settings) -> int:
     store = RedisStore(batch)
     links = {lane: Link(url, f"take-{lane}") for lane in Lane}
     name = _consumer()
+    broker = RedisWorker(batch, store, links, name)
+    if settings.failpoints:
+        broker, store = failpoints.armed(settings.failpoints, url, links, name)
     worker = Worker(
         settings,
         name,
-        RedisWorker(batch, store, links, name),
+        broker,
         store,
         opener=Opener(seal_keys, settings.edge_secret, "request"),
         mint=Mint(settings.worker_secret, token_keys, settings.public_url, settings.audience),
         hasher=Hasher(settings.argon2, settings.pepper),
         mail_keys=keys.seal_keys(Ring.MAIL, private=False),
     )
-    _on_signals(worker.stop)
+    told = asyncio.Event()
+    _on_signals(worker.stop, told.set)
     log.info("working", extra={"fields": {"name": name, "hash_threads": settings.hash_threads}})
-    return await _run(settings, url, worker.run(), keys)
+    return await _run(settings, url, worker.run, keys, told)
 
 
 async def _mailer(settings: Settings) -> int:
@@ -138,22 +177,36 @@ async def _mailer(settings: Settings) -> int:
     keys = KeyFiles(settings.data_dir)
     opener = Opener(keys.seal_keys(Ring.MAIL, private=True), settings.edge_secret, "mail")
     mailer = MailerLoop(RedisMailQueue(Link(url, "mailer"), _consumer()), outbox, opener)
-    _on_signals(mailer.stop)
+    told = asyncio.Event()
+    _on_signals(mailer.stop, told.set)
     log.info("mailing", extra={"fields": {"to": settings.mail_url.partition(":")[0]}})
-    return await _run(settings, url, mailer.run(), keys)
+    return await _run(settings, url, mailer.run, keys, told)
 
 
 # --- small things -----------------------------------------------------------------------------------------------
 
 
-async def _run(settings: Settings, url: str, role: Coroutine[Any, Any, None], keys: KeyFiles) -> int:
+async def _run(
+    settings: Settings,
+    url: str,
+    role: Callable[[], Coroutine[Any, Any, None]],
+    keys: KeyFiles,
+    told: asyncio.Event | None = None,
+) -> int:
     """A role beside the renewal of its keys and the check of its Redis, which waits until that answers: a role may
-    start before its store."""
+    start before its store.
+
+    `told`: the role begins only after that check, or to end at once, when it is told to stop before.
+    """
     sources: Sequence[Source] = [*keys.watched, WatchedEnv(_env(), settings)]
     async with asyncio.TaskGroup() as group:
         check = group.create_task(check_durability(Link(url, "check"), strict=settings.durability_strict))
         fresh = group.create_task(keep_fresh(sources))
-        await role
+        if told is not None:
+            stop = group.create_task(told.wait())
+            await asyncio.wait([check, stop], return_when=asyncio.FIRST_COMPLETED)
+            stop.cancel()
+        await role()
         check.cancel()
         fresh.cancel()
     return 0
@@ -170,10 +223,10 @@ def _consumer() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
-def _on_signals(stop: Callable[[], object]) -> None:
+def _on_signals(*stop: Callable[[], object]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, lambda: [call() for call in stop])
 
 
 async def _is_ready(settings: Settings) -> bool:

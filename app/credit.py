@@ -19,15 +19,16 @@ class LaneHold:
         self.lane, self.slots = lane, slots
         self.held = 0
         self.room = asyncio.Event()
-        self._hash_ms = 30.0  # until measured
+        self.hash_ms = 30.0  # until measured
         self._rate = 500.0  # FAST, until measured
         self._ended, self._busy_seconds, self._busy_since = 0, 0.0, 0.0
+        self._drained, self._counted_since = 0, time.monotonic()
 
     @property
     def credit(self) -> int:
         if self.lane is Lane.FAST:
             return FAST_CREDIT
-        return self.slots * (2 + int(HASH_AHEAD_MS / max(self._hash_ms, 1.0)))
+        return self.slots * (2 + int(HASH_AHEAD_MS / max(self.hash_ms, 1.0)))
 
     @property
     def patience(self) -> float:
@@ -35,16 +36,17 @@ class LaneHold:
         return SETTLE_PATIENCE_SECONDS if self.lane is Lane.HASH and self.held > 2 * self.slots else 0.0
 
     def hashed(self, ms: float) -> None:
-        self._hash_ms += (ms - self._hash_ms) * 0.1
+        self.hash_ms += (ms - self.hash_ms) * 0.1
 
     def take(self) -> None:
         if self.held == 0:
             self._busy_since = time.monotonic()
         self.held += 1
 
-    def release(self) -> None:
+    def release(self, done: bool) -> None:
         self.held -= 1
         self._ended += 1
+        self._drained += done
         if self.held == 0:
             self._busy_seconds += time.monotonic() - self._busy_since
         self.room.set()
@@ -52,12 +54,19 @@ class LaneHold:
     def rate(self) -> float:
         """Requests a second, as measured: threads over the time of a hash, or what was ended while busy."""
         if self.lane is Lane.HASH:
-            return self.slots * 1000 / max(self._hash_ms, 0.1)
+            return self.slots * 1000 / max(self.hash_ms, 0.1)
         busy = self._busy_seconds + (time.monotonic() - self._busy_since if self.held else 0.0)
         if self._ended >= FAST_CREDIT:
             self._rate = self._ended / max(busy, 0.001)
             self._ended, self._busy_seconds, self._busy_since = 0, 0.0, time.monotonic()
         return self._rate
+
+    def drained(self) -> float:
+        """Requests a second that ended since the last call, or since the start."""
+        now = time.monotonic()
+        rate = self._drained / max(now - self._counted_since, 0.001)
+        self._drained, self._counted_since = 0, now
+        return rate
 
 
 class Turn:
@@ -68,7 +77,8 @@ class Turn:
         self._over = False
         hold.take()
 
-    def end(self) -> None:
+    def end(self, *, done: bool = True) -> None:
+        """`done`: the request will not come again."""
         if not self._over:
             self._over = True
-            self.hold.release()
+            self.hold.release(done)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -60,6 +60,7 @@ class Known:
 
     state: Literal["joined", "done", "crowded"]  # crowded: eight wait for it already
     formerly: str = ""  # the former name it is known under, where it is one
+    left_ms: int = 0  # joined: until its deadline; past that without a word it has come to nothing
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,91 @@ class Record:
     word: Signed
 
 
+@dataclass(frozen=True)
+class Clock:
+    """The store's, in ms since 1970. It never goes back; `ahead` of the server's own when that was set back."""
+
+    now: int
+    ahead: int = 0
+
+
+# --- what the queue tells of itself ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LaneVitals:
+    """Of one lane in one worker. `drained`: requests a second that it ended since its last beat, as counted."""
+
+    slots: int  # requests that it can work on at once
+    rate: float  # requests a second that it could do
+    in_hand: int  # that hold a part of its credit: neither what is being settled nor what waits for its account
+    drained: float
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """What a living worker says of itself."""
+
+    hash_ms: float  # a hash in one thread, as measured
+    lanes: Mapping[Lane, LaneVitals]
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A worker's last sign of life. Times in ms of the store's clock."""
+
+    at: int
+    since: int  # its first: when it began
+    alive: bool  # False: it has been silent for too long
+    vitals: Vitals
+
+
+@dataclass(frozen=True)
+class WorkerSeen:
+    """A worker as the broker knows it. `beat` None: gone, there is no sign of life; what is pending is taken over."""
+
+    name: str
+    pending: Mapping[Lane, int]  # requests that it was handed and that have not ended, as the broker counts them
+    beat: Beat | None = None
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What a queue holds. Ages in ms since it was put there; None: there is none."""
+
+    waiting: int
+    in_hand: int
+    oldest_waiting_ms: int | None = None
+    oldest_in_hand_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A dead letter: a request (`lane` is its lane) or a mail ("mail") that was given up. Nothing of it is secret."""
+
+    id: str
+    at: int  # ms since 1970
+    lane: str
+    reason: str
+    event: str = ""  # the request, where it could be read
+    rid: str = ""  # request id, or the mail's id; "": it could not be read
+    retryable: bool = False  # what is needed to try again was kept
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The queue at `now`, ms of the store's clock. What is counted in two places may differ by what moved between."""
+
+    now: int
+    workers: tuple[WorkerSeen, ...]  # by name
+    nodes: tuple[str, ...]  # gateways that live, by name
+    lanes: Mapping[Lane, Backlog]  # every lane
+    mail: Backlog
+    dead: int
+    newest: Letter | None  # of the dead
+    ahead: int = 0  # ms that the store's clock is ahead of the server's own
+
+
 class State:
     """What `Store.check` found of the request itself."""
 
@@ -192,8 +278,9 @@ class WorkerBroker(Protocol):
 
         It may wait `patience` seconds for others, to travel with them.
 
-        "settled" | "done" (somebody else had) | "expired" | "conflict" (the facts changed: decide again, nothing was
-        done). After Unavailable the delivery comes again.
+        "settled" | "done" (somebody else had, or an earlier call) | "expired" | "conflict" (the facts changed: decide
+        again) | "full" (too many mails wait): nothing was done after the last two. After Unavailable it may be called
+        again: it settles once. Else the delivery comes again.
         """
         ...
 
@@ -202,21 +289,41 @@ class WorkerBroker(Protocol):
         ...
 
     async def give_back(self, delivery: Delivery) -> None:
-        """To the tail of its lane."""
+        """To the tail of its lane: its turn has not come."""
+        ...
+
+    async def release(self, delivery: Delivery) -> None:
+        """Not begun: another worker gets it soon, and it does not count as handed out."""
         ...
 
     async def bury(
-        self, delivery: Delivery, reason: str, failure: tuple[str, Signed] | None, record: Record | None
+        self,
+        delivery: Delivery,
+        reason: str,
+        failure: tuple[str, Signed] | None,
+        record: Record | None,
+        limits: tuple[Limit, ...],
     ) -> None:
-        """To the dead letters, without its box; `failure` is (node, word for its client), `record` for who joined."""
+        """To the dead letters, without its box, every reserved place of `limits` given back.
+
+        `failure` is (node, word for its client), `record` for who joined.
+        """
         ...
 
-    async def reap(self) -> Sequence[Delivery]:
-        """What a dead or hanging worker holds, handed out anew."""
+    async def reap(self, lane: Lane, most: int, held: Sequence[str]) -> Sequence[Delivery]:
+        """At most `most` of what dead or hanging workers hold, handed out anew.
+
+        `held`: tokens of what this worker is still at work on; it is heard of, so nobody takes these over. What no
+        worker was heard of for five seconds is taken over.
+        """
         ...
 
-    async def beat(self, capacity: dict[Lane, tuple[int, float]]) -> int:
-        """This worker lives and can do (slots, requests a second); empty: it leaves. The store's clock in ms."""
+    async def beat(self, vitals: Vitals) -> Clock:
+        """This worker lives; silent for four seconds, it counts as dead."""
+        ...
+
+    async def leave(self) -> None:
+        """This worker takes nothing more: it counts no longer, and its name is gone unless something is in its hand."""
         ...
 
     async def close(self) -> None: ...
@@ -254,8 +361,35 @@ class MailQueue(Protocol):
 
     async def done(self, token: str) -> None: ...
 
-    async def bury(self, token: str, reason: str) -> None:
-        """To the dead letters, without its box."""
+    async def bury(self, token: str, reason: str, kept: SealedMail | None = None) -> None:
+        """To the dead letters; with `kept`, sealed as it is, it can be tried again."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Operator(Protocol):
+    """What an operator asks of the queue. It takes part in nothing: only `retry` and `drop` change anything.
+
+    Every method raises Unavailable when the queue does not answer or does not let it; after `retry` and `drop` that
+    means that some may be done: asked again, those are "unknown".
+    """
+
+    async def look(self) -> Overview: ...
+
+    async def letters(self, most: int | None) -> Sequence[Letter]:
+        """The newest dead letters, newest first; `most` None: all."""
+        ...
+
+    async def retry(self, ids: Sequence[str]) -> Sequence[Literal["retried", "request", "unreadable", "unknown"]]:
+        """Of each letter, in the order asked: the mail is queued again and the letter gone, in one step, or nothing.
+
+        "request": a request's letter holds nothing to send; "unreadable": nor does this mail's; "unknown": not there.
+        """
+        ...
+
+    async def drop(self, ids: Sequence[str]) -> Sequence[bool]:
+        """Of each letter, in the order asked: whether it was there. It is gone for good."""
         ...
 
     async def close(self) -> None: ...

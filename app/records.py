@@ -114,10 +114,14 @@ class Needs:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the store said, at `now`. `refused`: limits that have no place, by name, with the wait in ms."""
+    """What the store said, at `now`. `refused`: limits that have no place, by name, with the wait in ms.
+
+    `ahead`: ms that the store's clock is ahead of the server's own, since that was set back and this never goes back.
+    """
 
     now: int
     needs: Needs = Needs()
+    ahead: int = 0
     account: Account | None = None
     session: Session | None = None
     challenge: Challenge | None = None
@@ -125,6 +129,11 @@ class Facts:
     sessions: tuple[Session, ...] = ()
     online: frozenset[str] = frozenset()
     refused: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> int:
+        """Since 1970, as everybody else has it: for tokens, which others verify by clocks of their own."""
+        return (self.now - self.ahead) // 1000
 
 
 @dataclass(frozen=True)

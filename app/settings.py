@@ -92,6 +92,23 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Failpoint:
+    """Where a worker kills itself: at each passage with this chance, of requests about addresses that begin so."""
+
+    name: str
+    chance: float
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Failpoints:
+    """For tests alone. The same seed draws the same chances."""
+
+    points: tuple[Failpoint, ...]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Settings:
     """One deployment's settings, checked. Field names carry their units."""
 
@@ -114,11 +131,12 @@ class Settings:
     edge_secret: Secrets = field(default_factory=lambda: NO_SECRETS)
     worker_secret: Secrets = field(default_factory=lambda: NO_SECRETS)
     pepper: Secrets = field(default_factory=lambda: NO_SECRETS)
+    failpoints: Failpoints | None = None
     warnings: tuple[str, ...] = ()
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], roles: tuple[str, ...] = ROLES, *, cores: int = 2) -> Settings:
-        """Read every FIN_ name that `roles` need; raise SettingsFault with all that is wrong."""
+        """Read every FIN_ name that `roles` need (none: no secret); raise SettingsFault with all that is wrong."""
         reader = _Reader(environ)
         settings = _read(reader, roles, cores)
         if reader.faults:
@@ -189,8 +207,10 @@ KNOWN = frozenset(
     FIN_TRUSTED_PROXIES FIN_EMAIL_CONFIRMATION FIN_DEVICE_VERIFICATION FIN_ARGON2 FIN_MIN_PASSWORD FIN_AUDIENCE
     FIN_FAILURES_PER_ACCOUNT FIN_FAILURES_PER_IP FIN_REGISTRATIONS_PER_IP FIN_MAILS_PER_IP FIN_MAILS_PER_ACCOUNT
     FIN_CONNECTIONS_PER_IP FIN_MESSAGES_PER_SECOND FIN_OPS_PORT FIN_DURABILITY FIN_MAX_QUEUE FIN_HASH_THREADS
-    FIN_EDGE_SECRET FIN_WORKER_SECRET FIN_PEPPER""".split()
+    FIN_EDGE_SECRET FIN_WORKER_SECRET FIN_PEPPER FIN_TEST_FAILPOINTS""".split()
 )
+# In the order in which a request passes them: adapters/failpoints.py.
+FAILPOINTS = "taken checked decided settling settled".split()
 
 
 def _read(env: _Reader, roles: tuple[str, ...], cores: int) -> Settings:
@@ -205,6 +225,7 @@ def _read(env: _Reader, roles: tuple[str, ...], cores: int) -> Settings:
     if not mail_url.startswith("file:") or mail_url == "file:":
         env.fault("FIN_MAIL_URL", "must be file:DIR; other ways of sending are not supported yet")
     argon2, weak = env.argon2("FIN_ARGON2")
+    failpoints, armed = env.failpoints("FIN_TEST_FAILPOINTS")
     off_or = env.limit
     return Settings(
         host=host,
@@ -231,10 +252,11 @@ def _read(env: _Reader, roles: tuple[str, ...], cores: int) -> Settings:
         durability_strict=env.choice("FIN_DURABILITY", ("strict", "relaxed")) == "strict",
         max_queue=env.integer("FIN_MAX_QUEUE", 2000, 1, 1_000_000),
         hash_threads=env.integer("FIN_HASH_THREADS", cores, 1, 256),
-        edge_secret=env.secrets("FIN_EDGE_SECRET"),
+        edge_secret=env.secrets("FIN_EDGE_SECRET") if roles else NO_SECRETS,
         worker_secret=env.secrets("FIN_WORKER_SECRET") if "worker" in roles else NO_SECRETS,
         pepper=env.secrets("FIN_PEPPER") if "worker" in roles else NO_SECRETS,
-        warnings=(*weak, *env.unknown()),
+        failpoints=failpoints,
+        warnings=(*weak, *armed, *env.unknown()),
     )
 
 
@@ -317,6 +339,23 @@ class _Reader:
         weak = memory_kib * passes < ARGON2_FLOOR[0] * ARGON2_FLOOR[1]
         warning = f"{name} is below the floor that OWASP recommends (m=19456,t=2,p=1 or its equal)."
         return Argon2(memory_kib, passes, lanes), [warning] if weak else []
+
+    def failpoints(self, name: str) -> tuple[Failpoints | None, list[str]]:
+        """POINT=K/N, K times in N passages, or POINT=K/N@PREFIX; and seed=NUMBER."""
+        found, seed = [], 0
+        for word in self.text(name, "").split():
+            if match := re.fullmatch(r"seed=(\d{1,18})", word):
+                seed = int(match[1])
+                continue
+            match = re.fullmatch(r"([a-z]+)=(\d{1,9})/(\d{1,9})(?:@(.+))?", word)
+            if not match or match[1] not in FAILPOINTS or not 0 < int(match[2]) <= int(match[3]):
+                self.fault(name, f"must be POINT=K/N or POINT=K/N@PREFIX and seed=NUMBER, not {word!r}")
+            elif match[4] and match[1] == "taken":
+                self.fault(name, f"takes no prefix at taken, where no address is known yet: {word!r}")
+            else:
+                found.append(Failpoint(match[1], int(match[2]) / int(match[3]), match[4] or ""))
+        armed = Failpoints(tuple(found), seed) if found else None
+        return armed, [f"{name} IS SET: WORKERS KILL THEMSELVES ON PURPOSE. It is for tests alone."] if armed else []
 
     def secrets(self, name: str) -> Secrets:
         """`kid:base64url`, newest first, separated by commas."""

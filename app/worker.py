@@ -11,26 +11,26 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from app import entries, handlers, rules
 from app.credit import FAST_CREDIT, LaneHold, Turn
 from app.handlers.common import Context, error
 from app.keys import SealKeys
-from app.messages import Code, Kind, Lane, LoggedOut, Refusal, Request
+from app.messages import Code, Lane
 from app.passwords import Hasher, PasswordCheck
-from app.ports import Delivery, Record, SealedMail, Settlement, State, Store, Unavailable, WorkerBroker
-from app.records import ConfirmSession, Facts, Identity, Mail, Needs, Origin, Outcome, Recorded, Session, Verdict
-from app.sealing import Envelope, Opener, Sealer, Unreadable
+from app.ports import Delivery, LaneVitals, Settlement, State, Store, Unavailable, Vitals, WorkerBroker
+from app.records import Facts, Identity, Limit, Needs, Origin, Outcome, Recorded, Session
+from app.sealing import Opener, Sealer, Unreadable
 from app.settings import Settings
-from app.tokens import Mint, new_id
+from app.settlements import Settlements, Work
+from app.tokens import Mint
 
 log = logging.getLogger("finthenticate")
 T = TypeVar("T")
-EMPTY = LoggedOut()  # the data of an outcome whose reply is at hand already
 
 MOST_PARKED = 256
 PARK_MS = 50
@@ -38,23 +38,19 @@ ROUNDS = 3
 MOST_DELIVERIES = 3  # what has been taken twice and came back killed its worker: it is not tried a third time
 BEAT_SECONDS = 1.0
 REAP_SECONDS = 1.0
+SPOKEN_FOR_AFTER_SECONDS = 1.0  # what is in hand for longer is told, so that nobody takes it over
+# After an outage nothing was heard of anybody, and all that is in hand looks stranded: let its holders speak first.
+CALM_SECONDS = 1.5
 BACK_OFF_SECONDS = 0.5
+ASK_AGAIN_SECONDS = 0.25
 HASH_NICENESS = 10  # hashing gives way to the loops of gateway, worker and Redis on the same cores
 DRAIN_SECONDS = 10.0
+HAND_BACK_SECONDS = 1.0  # what a worker that stops has not begun by then is somebody else's
+MAIL_FULL_RETRY_MS = 5000
 
 
-@dataclass(frozen=True)
-class Work:
-    """A request in hand, opened."""
-
-    delivery: Delivery
-    rid: str
-    envelope: Envelope
-    kind: Kind
-    request: Request
-    origin: Origin
-    deadline: int
-    same: str
+class NotBegun(Exception):
+    """The worker stops, and this was not begun."""
 
 
 class Worker:
@@ -74,18 +70,22 @@ class Worker:
     ) -> None:
         self._settings, self._name, self._broker, self._store = settings, name, broker, store
         self._opener, self._mint, self._hasher = opener, mint, hasher
-        self._mail = Sealer(mail_keys, settings.edge_secret, "mail")
+        self._settlements = Settlements(settings, name, mint, Sealer(mail_keys, settings.edge_secret, "mail"))
         threads = settings.hash_threads
         self._holds = {Lane.FAST: LaneHold(Lane.FAST, FAST_CREDIT), Lane.HASH: LaneHold(Lane.HASH, threads)}
         self._threads = ThreadPoolExecutor(threads, "hash", _give_way)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._in_hand: dict[asyncio.Task[None], tuple[Delivery, float]] = {}  # since when, monotonic
         self._parked = 0
         self._stopping = asyncio.Event()
         self._clock_offset = (time.time() - time.monotonic()) * 1000  # until the first beat
+        self._ahead = 0  # ms that the store's clock is ahead of its server's own
         self._outage: float | None = None
+        self._away = -CALM_SECONDS  # when the store was away last, monotonic
+        self._hands_back = False
 
     def stop(self) -> None:
         self._stopping.set()
+        asyncio.get_running_loop().call_later(HAND_BACK_SECONDS, self._hand_back)
         for hold in self._holds.values():
             hold.room.set()
 
@@ -96,8 +96,8 @@ class Worker:
                     group.create_task(self._steady(lambda lane=lane: self._take(lane)))  # type: ignore[misc]
                 group.create_task(self._steady(self._reap))
                 group.create_task(self._steady(self._beat))
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=DRAIN_SECONDS)
+            if self._in_hand:
+                await asyncio.wait(self._in_hand, timeout=DRAIN_SECONDS)
             await self._farewell()
         finally:
             self._threads.shutdown(wait=False, cancel_futures=True)
@@ -111,8 +111,9 @@ class Worker:
             try:
                 await turn()
             except Unavailable as error:
+                self._away = time.monotonic()
                 if self._outage is None:
-                    self._outage = time.monotonic()
+                    self._outage = self._away
                     log.warning("the store is away", extra={"fields": {"reason": str(error)}})
                 await self._pause(BACK_OFF_SECONDS)
             except Exception:
@@ -131,15 +132,41 @@ class Worker:
             self._start(delivery, hold)
 
     async def _reap(self) -> None:
-        for delivery in await self._broker.reap():
-            log.warning("taken over", extra={"fields": _words(delivery)})
-            self._start(delivery, self._holds[delivery.lane])
-        await self._pause(REAP_SECONDS)
+        pause = REAP_SECONDS
+        for lane, hold in self._holds.items():
+            most = self._room(hold)
+            taken = await self._broker.reap(lane, most, self._spoken_for(lane))
+            for delivery in taken:
+                log.warning("taken over", extra={"fields": _words(delivery)})
+                self._start(delivery, hold)
+            if taken and len(taken) == most:
+                pause = PARK_MS / 1000  # there may be more
+        await self._pause(pause)
+
+    def _room(self, hold: LaneHold) -> int:
+        """How much to take over: `take` leaves no room under load, so this has some of its own, and a limit."""
+        if time.monotonic() - self._away < CALM_SECONDS or hold.held > hold.credit:
+            return 0
+        return max(1, hold.credit // 2)
+
+    def _spoken_for(self, lane: Lane) -> Sequence[str]:
+        """What takes long. What should have ended by its deadline is left to who takes it over, and drops it."""
+        long_ago = time.monotonic() - SPOKEN_FOR_AFTER_SECONDS
+        return [
+            delivery.token
+            for delivery, since in self._in_hand.values()
+            if delivery.lane is lane and since < long_ago and delivery.entry and self._now() < delivery.entry.deadline
+        ]
 
     async def _beat(self) -> None:
-        capacity = {lane: (hold.slots, hold.rate()) for lane, hold in self._holds.items()}
-        now = await self._broker.beat(capacity)
-        self._clock_offset = now - time.monotonic() * 1000
+        lanes = {
+            lane: LaneVitals(hold.slots, hold.rate(), hold.held, hold.drained()) for lane, hold in self._holds.items()
+        }
+        clock = await self._broker.beat(Vitals(self._holds[Lane.HASH].hash_ms, lanes))
+        self._clock_offset = clock.now - time.monotonic() * 1000
+        if clock.ahead != self._ahead:
+            self._ahead = clock.ahead
+            log.warning("the store's clock was set back, and goes on", extra={"fields": {"ahead_ms": clock.ahead}})
         if self._outage is not None:
             seconds, self._outage = round(time.monotonic() - self._outage, 1), None
             log.info("the store is back", extra={"fields": {"seconds": seconds}})
@@ -153,7 +180,7 @@ class Worker:
 
     async def _farewell(self) -> None:
         try:
-            await self._broker.beat({})
+            await self._broker.leave()
         except Unavailable:
             return  # it will count as dead a few seconds later
 
@@ -161,19 +188,24 @@ class Worker:
 
     def _start(self, delivery: Delivery, hold: LaneHold) -> None:
         task = asyncio.create_task(self._serve(delivery, Turn(hold)))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._in_hand[task] = (delivery, time.monotonic())
+        task.add_done_callback(lambda ended: self._in_hand.pop(ended))
 
     async def _serve(self, delivery: Delivery, turn: Turn) -> None:
         """Never raises: one request's fault is its own. What the store did not hear of comes again by `reap`."""
         waits = False
         try:
             waits = await self._process(delivery, turn)
+        except NotBegun:
+            turn.end(done=False)
+            await self._return(delivery, self._broker.release)
         except Unavailable as error:
             log.warning("not settled", extra={"fields": {**_words(delivery), "reason": str(error)}})
+        except Unreadable as unreadable:
+            await self._bury(delivery, str(unreadable), ())
         except Exception:
             log.exception("failed", extra={"fields": _words(delivery)})
-            await self._bury(delivery, "the worker failed")
+            await self._bury(delivery, "the worker failed", self._limits_of(delivery))
         finally:
             turn.end()
         if waits:
@@ -182,20 +214,18 @@ class Worker:
     async def _process(self, delivery: Delivery, turn: Turn) -> bool:
         """True when the request has to wait for others of its account."""
         if delivery.deliveries >= MOST_DELIVERIES:
-            await self._bury(delivery, f"delivered {delivery.deliveries} times")
+            await self._bury(delivery, f"delivered {delivery.deliveries} times", self._limits_of(delivery))
             return False
-        if (work := await self._open(delivery)) is None:
-            return False
-        if delivery.entry is not None and delivery.entry.replay:
+        work = self._open(delivery)
+        if work.entry.replay:
             await self._replay(work)
             return False
-        passwords = PasswordCheck(self._hasher, getattr(work.request, "password", ""))
-        ctx = Context(self._settings, self._mint, passwords, work.origin)
-        needs = handlers.HANDLERS[work.kind.event].needs(work.request, ctx)
+        ctx, needs = self._needs(work)
         for _ in range(ROUNDS):
-            facts = await self._store.check(work.rid, work.deadline, needs)
+            facts = await self._check(work, needs)
             if isinstance(facts, str):
                 if facts == State.WAIT:
+                    turn.end(done=False)
                     return True
                 await self._drop(work, needs)
                 return False
@@ -204,28 +234,60 @@ class Worker:
             if outcome is None:
                 await self._drop(work, needs)
                 return False
-            if await self._settle(work, needs, outcome) != "conflict":
+            settled = await self._settle(work, needs, outcome)
+            if settled == "full":
+                await self._settle(work, needs, error(Code.OVERLOADED, retry_after_ms=MAIL_FULL_RETRY_MS))
+            if settled != "conflict":
                 return False
         await self._settle(work, needs, error(Code.UNAVAILABLE, retry_after_ms=PARK_MS))
         return False
 
-    async def _open(self, delivery: Delivery) -> Work | None:
+    def _open(self, delivery: Delivery) -> Work:
+        """Unreadable for what is no request of this deployment."""
         entry = delivery.entry
         if entry is None:
-            await self._bury(delivery, "not an entry")
-            return None
+            raise Unreadable("not an entry")
+        envelope, kind, request, origin = entries.open_request(self._opener, entry)
+        return Work(delivery, entry, envelope, kind, request, self._identified(origin))
+
+    def _needs(self, work: Work) -> tuple[Context, Needs]:
+        passwords = PasswordCheck(self._hasher, getattr(work.request, "password", ""))
+        ctx = Context(self._settings, self._mint, passwords, work.origin)
+        return ctx, handlers.HANDLERS[work.kind.event].needs(work.request, ctx)
+
+    def _limits_of(self, delivery: Delivery) -> tuple[Limit, ...]:
+        """Where a request that is given up may have reserved places.
+
+        Should even asking kill its worker, the next one does not ask.
+        """
+        if delivery.deliveries > MOST_DELIVERIES:
+            return ()
         try:
-            envelope, kind, request, origin = entries.open_request(self._opener, entry)
-        except Unreadable as unreadable:
-            await self._bury(delivery, str(unreadable))
-            return None
-        return Work(delivery, entry.rid, envelope, kind, request, self._identified(origin), entry.deadline, entry.same)
+            return self._needs(self._open(delivery))[1].limits
+        except Exception:
+            return ()  # it never came as far as to reserve one
+
+    async def _check(self, work: Work, needs: Needs) -> Facts | str:
+        return await self._insist(work.deadline, lambda: self._store.check(work.rid, work.deadline, needs))
+
+    async def _insist(self, deadline: int, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask the store again while it is away, for what is the same however often it is asked.
+
+        Unavailable once the deadline has passed, or when the worker stops: somebody else will ask.
+        """
+        while True:
+            try:
+                return await ask()
+            except Unavailable:
+                if self._stopping.is_set() or self._now() >= deadline:
+                    raise
+                await self._pause(ASK_AGAIN_SECONDS)
 
     def _identified(self, origin: Origin) -> Origin:
         """A REST call is who its token says, if the token is good: the session is looked at with the other facts."""
         if origin.bearer:
-            claims, now = self._mint.read_access_token(origin.bearer), self._now() // 1000
-            if claims is not None and now < claims.expires:
+            claims, seconds = self._mint.read_access_token(origin.bearer), (self._now() - self._ahead) // 1000
+            if claims is not None and seconds < claims.expires:
                 return replace(origin, identity=Identity(claims.user_id, claims.session_id))
         elif origin.refresh_token and (token := self._mint.read_refresh_token(origin.refresh_token)) is not None:
             return replace(origin, identity=Identity("", token.session_id))
@@ -244,6 +306,8 @@ class Worker:
             started = time.perf_counter()
             if self._now() >= work.deadline:
                 return None, 0.0
+            if self._hands_back:
+                raise NotBegun
             outcome = handlers.decide(work.kind, work.request, facts, ctx)
             return outcome, (time.perf_counter() - started) * 1000
 
@@ -262,103 +326,48 @@ class Worker:
         """
         recorded = await self._store.recall(work.same)
         if recorded is None:
-            await self._answer_replay(work, Needs(), entries.ANEW)
-        elif recorded.session_id != _owner(work):  # a token that was good when it asked first, perhaps
-            await self._answer_replay(work, Needs(), entries.reply_of(error(Code.NOT_AUTHENTICATED)))
-        elif (record := self._open_record(work, recorded)) is None:
+            await self._answer_again(work, Needs(), entries.ANEW)
+        elif recorded.session_id != work.owner:  # a token that was good when it asked first, perhaps
+            await self._answer_again(work, Needs(), entries.reply_of(error(Code.NOT_AUTHENTICATED)))
+        elif (record := self._settlements.open_record(work, recorded)) is None:
             await self._replay_anew(work, recorded)
         else:
             needs = Needs(session_id=record.session_id or None)
-            facts = await self._store.check(work.rid, work.deadline, needs)
+            facts = await self._check(work, needs)
             if isinstance(facts, str):
                 await self._drop(work, needs)
                 return
             lives = rules.session_life(facts.session, facts.now) is rules.Life.ACTIVE
             if record.session_id and not lives:
                 await self._replay_anew(work, recorded)
-            elif await self._answer_replay(work, needs, record.reply, facts.session) == "conflict":
+            elif await self._answer_again(work, needs, record.reply, facts.session) == "conflict":
                 await self._replay_anew(work, recorded)  # the session has ended just now
 
     async def _replay_anew(self, work: Work, recorded: Recorded) -> None:
         await self._store.forget(work.same, recorded)
-        await self._answer_replay(work, Needs(), entries.ANEW)
+        await self._answer_again(work, Needs(), entries.ANEW)
 
-    async def _answer_replay(
+    async def _answer_again(
         self, work: Work, needs: Needs, reply: entries.OpenedReply, session: Session | None = None
     ) -> str:
-        """It was audited when it was evaluated, so it is not audited again."""
-        writes = (ConfirmSession(session, session.seen),) if session is not None and not reply.forget else ()
-        outcome = Outcome(reply.event, EMPTY, writes=writes, identity=reply.identity, forget=reply.forget)
-        settlement = replace(self._settlement(work, needs, outcome, reply), audit={})
-        return await self._broker.settle(work.delivery, settlement, 0.0)
-
-    def _open_record(self, work: Work, recorded: Recorded) -> entries.OpenedRecord | None:
-        try:
-            return entries.open_record(self._settings.worker_secret, work.same, recorded.box)
-        except Unreadable:  # kept under a secret that is here no longer
-            return None
+        return await self._hand_in(work, self._settlements.of_replay(work, needs, reply, session), 0.0)
 
     async def _settle(self, work: Work, needs: Needs, outcome: Outcome) -> str:
-        settlement = self._settlement(work, needs, outcome, entries.reply_of(outcome))
-        if work.same:
-            settlement = replace(settlement, record=self._record(work, outcome))
-        return await self._broker.settle(work.delivery, settlement, self._holds[work.kind.lane].patience)
+        settlement = self._settlements.of(work, needs, outcome)
+        return await self._hand_in(work, settlement, self._holds[work.kind.lane].patience)
 
-    def _record(self, work: Work, outcome: Outcome) -> Record:
-        """An `error` is not recorded, but those who joined are told it.
-
-        What a session was needed for is given again only while it lives; its own end may be told afterwards.
-        """
-        edge, owner = self._settings.edge_secret, _owner(work)
-        if outcome.event == "error" and isinstance(outcome.data, Refusal):
-            word = entries.sign_word(edge, work.same, outcome.data.code, outcome.data.retry_after_ms)
-            return Record(work.same, owner, None, word)
-        if isinstance(outcome.data, Refusal) and outcome.verdict is Verdict.UNJUDGED and not outcome.writes:
-            # Nothing happened and nothing was counted: keeping it would let anybody fill the store. Those who joined
-            # are told to ask again, and are evaluated.
-            return Record(work.same, owner, None, entries.sign_word(edge, work.same, None, None))
-        speaks_for = "" if outcome.forget else owner or getattr(outcome.data, "session_id", "")
-        reply = replace(entries.reply_of(outcome), even=False)
-        box = entries.pack_record(self._settings.worker_secret, work.same, reply, speaks_for)
-        return Record(work.same, owner, box, entries.sign_word(edge, work.same, None, None))
-
-    def _settlement(self, work: Work, needs: Needs, outcome: Outcome, reply: entries.OpenedReply) -> Settlement:
-        edge, limits = self._settings.edge_secret, self._settings.limits
-        origin = work.origin
-        audit = {"event": outcome.event, "code": outcome.code, "request": work.rid, "user": outcome.subject}
-        audit |= {"ip": origin.ip, "worker": self._name}
-        return Settlement(
-            outcome=outcome,
-            limits=needs.limits,
-            reply=entries.pack_reply(work.envelope, work.rid, reply),
-            notices=tuple((notice, entries.sign_notice(edge, notice)) for notice in outcome.notices),
-            mails=tuple(
-                (mail, self._seal_mail(mail), rules.mail_limits(limits, mail.to, origin.network))
-                for mail in outcome.mails
-            ),
-            presence=(origin.node, origin.connection) if origin.connection else None,
-            previous=origin.identity,
-            audit=audit,
-        )
-
-    def _seal_mail(self, mail: Mail) -> SealedMail:
-        return entries.pack_mail(self._mail.envelope, new_id(self._mint.kid), mail)
+    async def _hand_in(self, work: Work, settlement: Settlement, patience: float) -> str:
+        return await self._insist(work.deadline, lambda: self._broker.settle(work.delivery, settlement, patience))
 
     async def _drop(self, work: Work, needs: Needs) -> None:
         """Ended without an evaluation: every place comes back; the gateway's own timer has answered or will."""
         await self._broker.drop(work.delivery, needs.limits)
 
-    async def _bury(self, delivery: Delivery, reason: str) -> None:
+    async def _bury(self, delivery: Delivery, reason: str, limits: tuple[Limit, ...]) -> None:
         log.error("dead letter", extra={"fields": {**_words(delivery), "reason": reason}})
-        entry = delivery.entry
-        failure = record = None
-        if entry is not None:
-            edge = self._settings.edge_secret
-            failure = (entry.node, entries.sign_failure(edge, entry.rid, Code.INTERNAL))
-            if entry.same:
-                record = Record(entry.same, "", None, entries.sign_word(edge, entry.same, Code.INTERNAL, None))
+        failure, record = self._settlements.of_failure(delivery.entry)
         try:
-            await self._broker.bury(delivery, reason, failure, record)
+            await self._broker.bury(delivery, reason, failure, record, limits)
         except Unavailable as unavailable:
             log.warning("not buried", extra={"fields": {**_words(delivery), "reason": str(unavailable)}})
 
@@ -368,17 +377,18 @@ class Worker:
         try:
             if self._parked <= MOST_PARKED:
                 await self._pause(PARK_MS / 1000)
-            await self._broker.give_back(delivery)
-        except Unavailable as unavailable:
-            log.warning("not given back", extra={"fields": {**_words(delivery), "reason": str(unavailable)}})
+            await self._return(delivery, self._broker.give_back)
         finally:
             self._parked -= 1
 
+    async def _return(self, delivery: Delivery, way: Callable[[Delivery], Awaitable[None]]) -> None:
+        try:
+            await way(delivery)
+        except Unavailable as unavailable:  # it comes again by `reap`
+            log.warning("not given back", extra={"fields": {**_words(delivery), "reason": str(unavailable)}})
 
-def _owner(work: Work) -> str:
-    """The session that a request is made for, where it needs one."""
-    identity = work.origin.identity
-    return identity.session_id if work.kind.needs_session and identity is not None else ""
+    def _hand_back(self) -> None:
+        self._hands_back = True
 
 
 def _words(delivery: Delivery) -> dict[str, Any]:

@@ -182,6 +182,30 @@ async def test_a_ninth_who_joins_is_told_to_come_again(deployment: Deployment) -
     assert sorted(str(answer.code) for answer in answers) == ["invalid_credentials"] * 9 + ["rate_limited"]
 
 
+async def test_who_joined_a_request_that_came_to_nothing_is_evaluated_himself(deployment: Deployment) -> None:
+    key = new_key()
+    async with deployment.account() as (client, account), deployment.client(1) as other:
+        for process in deployment.of("worker"):
+            process.pause()
+        try:
+            first = asyncio.ensure_future(account.login(client, key=key, timeout_ms=400))
+            with Redis.from_url(deployment.redis_url) as redis:
+
+                async def pending() -> None:
+                    while not redis.xlen(names.lane(Lane.HASH)):
+                        await asyncio.sleep(0.002)
+
+                await asyncio.wait_for(pending(), 5)
+            second = asyncio.ensure_future(account.login(other, key=key))
+            with pytest.raises(AssertionError, match="deadline_exceeded"):
+                await first
+        finally:
+            for process in deployment.of("worker"):
+                process.go_on()
+        login = await second
+        assert evaluated(deployment, login.data["userId"]) == 1
+
+
 async def test_an_error_is_told_to_all_who_joined_and_is_not_recorded(
     redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -27,7 +27,7 @@ from adapters.files import put as replace_file
 from adapters.key_files import KeyFiles
 from app import reload
 from app.keys import KeyEntry, KeyInfo, Ring, SealKeys, in_use
-from app.operator import table
+from app.operator.keys import table
 from app.passwords import Hasher
 from app.sealing import Opener, Sealer, Unreadable
 from app.settings import SECRET_RINGS, Fault, Settings, SettingsFault, dotenv

@@ -28,7 +28,8 @@ STANDS_ON = {
     "app.ports": "app.records",
     "app.handlers": "app.rules app.passwords",
     "app.entries": "app.ports app.sealing",
-    "app.worker": "app.entries app.handlers app.credit",
+    "app.settlements": "app.entries app.rules",
+    "app.worker": "app.settlements app.handlers app.credit",
     "app.gateway": "app.entries app.rules",
     "app.gateway.doorway": "app.settings",
     "app.gateway.rest": "app.gateway app.gateway.doorway",
@@ -38,11 +39,11 @@ STANDS_ON = {
     "app.logs": "app.settings",
     "app.supervisor": "app.settings",
     "app.reload": "app.settings",
-    "app.operator": "app.settings app.keys",
+    "app.operator": "app.settings app.keys app.ports",
     "adapters": "app.ports app.rules app.mail.templates app.supervisor",
     "app.__main__": "adapters app.gateway.server app.worker app.mail app.logs app.reload app.operator",
 }
-CORE = "messages records rules tokens passwords sealing entries keys handlers documents".split()
+CORE = "messages records rules tokens passwords sealing entries settlements keys handlers documents".split()
 KEPT_OUT = set("time asyncio threading socket logging pathlib subprocess random importlib".split())
 ONLY_IN = {"redis": "adapters", "sanic": "app.gateway", "uvloop": "app.__main__"}
 CLOCK = {f"{name}.{how}" for name in ("datetime", "date") for how in ("now", "utcnow", "today")}

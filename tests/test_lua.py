@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from adapters import lua, names
-from adapters.redis_link import Batch, Command, Link
+from adapters.redis_link import MAX_PIPELINE, MOST_WAITING, Batch, Command, Link
 from adapters.redis_store import RECLAIM_MS, RECORD_KEPT_MS, RedisStore
 from adapters.redis_streams import (
     MOST_JOINED,
@@ -29,7 +29,23 @@ from adapters.redis_streams import (
 )
 from app import entries
 from app.messages import Code, EmailConfirmed, Lane, LoggedOut, SessionEnded, refusal
-from app.ports import Admitted, Delivery, Entry, Expired, Full, Known, Record, Sealed, SealedMail, Settlement, Signed
+from app.ports import (
+    Admitted,
+    Delivery,
+    Entry,
+    Expired,
+    Full,
+    Known,
+    LaneVitals,
+    Record,
+    Sealed,
+    SealedMail,
+    Settlement,
+    Signed,
+    State,
+    Unavailable,
+    Vitals,
+)
 from app.records import (
     Account,
     Challenge,
@@ -57,6 +73,8 @@ from app.records import (
 )
 from app.rules import DAY, HOUR, MINUTE, SESSIONS_PER_ACCOUNT
 from tests.making import EDGE, EMAIL, account, challenge, device, session
+
+SOON_MS = 10_000
 
 # --- what the headers say -----------------------------------------------------------------------------------------
 
@@ -96,13 +114,13 @@ def used(text: str) -> Interface:
 
 @pytest.mark.parametrize("script", lua.SCRIPTS, ids=lambda script: script.name)
 def test_the_header_of_a_script_says_exactly_what_its_body_takes(script: lua.Script) -> None:
-    assert documented(script.text) == used(script.text)
-    assert re.search(r"^-- Returns ", script.text, re.MULTILINE)
+    assert documented(script.source) == used(script.source)
+    assert re.search(r"^-- Returns ", script.source, re.MULTILINE)
 
 
 def test_every_script_of_the_folder_is_loaded_and_named_by_its_hash() -> None:
     folder = Path(str(lua.__file__)).parent
-    assert {path.stem for path in folder.glob("*.lua")} == {script.name for script in lua.SCRIPTS}
+    assert {path.stem for path in folder.glob("*.lua")} == {"clock", *(script.name for script in lua.SCRIPTS)}
     assert len({script.sha for script in lua.SCRIPTS}) == len(lua.SCRIPTS)
 
 
@@ -159,7 +177,7 @@ class Bench:
         return int(seconds) * 1000 + int(micros) // 1000
 
     async def soon(self) -> int:
-        return await self.now() + 10_000
+        return await self.now() + SOON_MS
 
     async def check(self, needs: Needs, rid: str = "rid") -> Facts:
         facts = await self.store.check(rid, await self.soon(), needs)
@@ -246,8 +264,11 @@ async def taken(parts: Bench, lane: Lane = Lane.HASH, most: int = 10) -> list[De
     return list(found or await parts.worker.take(lane, most))
 
 
-async def in_hand(parts: Bench, rid: str = "rid", lane: Lane = Lane.HASH, **more: Any) -> Delivery:
-    assert isinstance(await parts.admit(entry(rid, await parts.soon(), lane, **more)), Admitted)
+async def in_hand(
+    parts: Bench, rid: str = "rid", lane: Lane = Lane.HASH, deadline: int | None = None, **more: Any
+) -> Delivery:
+    until = await parts.soon() if deadline is None else deadline
+    assert isinstance(await parts.admit(entry(rid, until, lane, **more)), Admitted)
     [delivery] = await taken(parts, lane)
     return delivery
 
@@ -345,6 +366,13 @@ async def ask(parts: Bench, rid: str, same: str = "mac", deadline: int | None = 
     return await parts.admit(entry(rid, until, same=same, **more))
 
 
+def joins(answer: object, formerly: str = "") -> bool:
+    """It joined what has a deadline yet."""
+    if not isinstance(answer, Known):
+        return False
+    return (answer.state, answer.formerly) == ("joined", formerly) and 0 < answer.left_ms <= SOON_MS
+
+
 async def lane_length(parts: Bench) -> int:
     return await parts.length(names.lane(Lane.HASH))
 
@@ -358,7 +386,7 @@ async def test_the_same_request_joins_the_one_that_is_pending(redis_url: str) ->
         deadline = await parts.soon()
         assert isinstance(await ask(parts, "first", deadline=deadline), Admitted)
         for rid, node in (("second", "asker"), ("third", "node-b")):
-            assert await ask(parts, rid, node=node, deadline=deadline + 5000) == Known("joined")
+            assert joins(await ask(parts, rid, node=node, deadline=deadline + 5000))
         assert await parts.redis.lrange(JOINED, 0, -1) == [b"asker second", b"node-b third"]
         assert await known(parts) == {b"state": b"pending", b"rid": b"first", b"until": str(deadline).encode()}
         for key in (SAME, JOINED):
@@ -372,7 +400,8 @@ async def test_eight_may_join_and_a_ninth_is_too_many(redis_url: str) -> None:
         deadline = await parts.soon()
         found = await asyncio.gather(*(ask(parts, f"{n}", deadline=deadline) for n in range(20)))
         assert isinstance(found[0], Admitted)
-        assert found[1:] == [Known("joined")] * 8 + [Known("crowded")] * 11
+        assert all(joins(answer) for answer in found[1:9])
+        assert found[9:] == [Known("crowded")] * 11
         assert MOST_JOINED == 8
         assert (await parts.redis.llen(JOINED), await lane_length(parts)) == (8, 1)
 
@@ -381,20 +410,20 @@ async def test_a_request_is_the_same_under_its_former_names(redis_url: str) -> N
     """One gateway has the new edge secret as its current one already, the other has not."""
     async with bench(redis_url) as parts:
         delivery = await in_hand(parts, same="mac")
-        assert await ask(parts, "second", same="new", formerly=("older", "mac")) == Known("joined", "mac")
+        assert joins(await ask(parts, "second", same="new", formerly=("older", "mac")), "mac")
         assert await parts.redis.lrange(JOINED, 0, -1) == [b"asker second"]
         await parts.end(delivery, settlement("rid", outcome(), record=record()))
         assert await ask(parts, "third", same="new", formerly=("mac",)) == Known("done", "mac")
         assert not await parts.redis.exists(names.same("new"), names.joined("new"), JOINED)
         assert isinstance(await ask(parts, "fourth", same="new", formerly=("older",)), Admitted)
-        assert await ask(parts, "fifth", same="older", formerly=("new",)) == Known("joined", "new")
-        assert await ask(parts, "sixth", same="new", formerly=("mac",)) == Known("joined"), "its current name first"
+        assert joins(await ask(parts, "fifth", same="older", formerly=("new",)), "new")
+        assert joins(await ask(parts, "sixth", same="new", formerly=("mac",))), "its current name first"
 
 
 async def test_a_full_lane_lets_the_same_request_join_and_keeps_nothing_of_a_new_one(redis_url: str) -> None:
     async with bench(redis_url, most=1) as parts:
         assert isinstance(await ask(parts, "first"), Admitted)
-        assert await ask(parts, "second") == Known("joined")
+        assert joins(await ask(parts, "second"))
         assert isinstance(await ask(parts, "third", same="other"), Full)
         assert not await parts.redis.exists(names.same("other"), names.joined("other"))
 
@@ -422,7 +451,7 @@ async def test_a_pending_request_whose_deadline_has_passed_is_replaced_with_all_
         assert await known(parts) == {b"state": b"pending", b"rid": b"second", b"until": str(deadline).encode()}
         assert await parts.redis.pexpiretime(SAME) == deadline + RECLAIM_MS
         assert not await parts.redis.exists(JOINED)
-        assert await ask(parts, "third") == Known("joined")
+        assert joins(await ask(parts, "third"))
         assert await parts.redis.lrange(JOINED, 0, -1) == [b"asker third"]
         assert await lane_length(parts) == 2
 
@@ -488,7 +517,7 @@ async def test_answers_after_a_lost_script_go_to_who_asked(redis_url: str) -> No
             parts.batch.script(*beat),
         )
         assert (plain, again) == (b"plain", b"again")
-        assert before <= now <= later <= await parts.now()
+        assert before <= now[0] <= later[0] <= await parts.now()
 
 
 async def test_a_script_that_fails_fails_alone(redis_url: str) -> None:
@@ -1220,7 +1249,7 @@ async def test_a_dead_letter_has_no_box_and_its_client_is_told(redis_url: str) -
     async with bench(redis_url) as parts:
         delivery = await in_hand(parts)
         failure = entries.sign_failure(EDGE, "rid", Code.INTERNAL)
-        await parts.worker.bury(delivery, "the seal does not hold", ("asker", failure), None)
+        await parts.worker.bury(delivery, "the seal does not hold", ("asker", failure), None, ())
         assert await anext(parts.gateway.replies()) == failure
         [(_, letter)] = await parts.redis.xrange(names.DEAD)
         assert set(letter) == {b"lane", b"reason", b"r", b"n", b"e", b"d"}
@@ -1249,7 +1278,7 @@ async def test_what_is_no_entry_is_taken_as_none_and_can_be_buried(redis_url: st
         await parts.redis.xadd(names.lane(Lane.HASH), fields if "other" in fields else altered)
         [delivery] = await taken(parts)
         assert delivery.entry is None
-        await parts.worker.bury(delivery, "not an entry", None, None)
+        await parts.worker.bury(delivery, "not an entry", None, None, ())
         assert (await parts.length(names.lane(Lane.HASH)), await pending(parts)) == (0, 0)
         assert await parts.length(names.DEAD) == 1
 
@@ -1357,7 +1386,7 @@ async def test_everybody_who_joined_gets_word_on_the_stream_of_his_node(redis_ur
     async with bench(redis_url) as parts, bench(redis_url, node="node-b") as other:
         delivery = await in_hand(parts, same="mac")
         for rid, node in (("b1", "node-b"), ("a1", "asker"), ("b2", "node-b")):
-            assert await ask(parts, rid, node=node) == Known("joined")
+            assert joins(await ask(parts, rid, node=node))
         remembers = record(code, 5000 if code else None)
         await parts.end(delivery, settlement("rid", outcome(), record=remembers))
         here, there = parts.gateway.replies(), other.gateway.replies()
@@ -1386,7 +1415,7 @@ async def test_what_another_has_taken_the_place_of_is_left_alone(redis_url: str,
         await parts.redis.delete(SAME)  # as the end of its deadline and of its time to be reclaimed does
         if now != "nobody's":
             second = await in_hand(parts, "second", same="mac")
-            assert await ask(parts, "joined", node="node-b") == Known("joined")
+            assert joins(await ask(parts, "joined", node="node-b"))
             if now == "another's outcome":
                 await parts.end(second, settlement("second", outcome(), record=record(session_id="second's")))
         before, words = await parts.redis.dump(SAME), await parts.length(names.REPLIES + "node-b")
@@ -1463,16 +1492,33 @@ async def test_forgetting_leaves_alone_what_has_taken_the_place_of_what_was_reca
         await parts.store.forget("mac", recorded)
         assert isinstance(await ask(parts, "anew"), Admitted)
         await parts.store.forget("mac", recorded)
-        assert await ask(parts, "other") == Known("joined")
+        assert joins(await ask(parts, "other"))
 
 
 async def test_a_buried_request_can_be_sent_again_and_those_who_joined_are_told(redis_url: str) -> None:
     async with bench(redis_url) as parts:
         delivery = await in_hand(parts, same="mac")
-        assert await ask(parts, "other") == Known("joined")
+        assert joins(await ask(parts, "other"))
         word = entries.sign_word(EDGE, "mac", Code.INTERNAL, None)
-        await parts.worker.bury(delivery, "the worker failed", None, Record("mac", "", None, word))
+        await parts.worker.bury(delivery, "the worker failed", None, Record("mac", "", None, word), ())
         assert isinstance(await ask(parts, "again"), Admitted)
+
+
+async def test_what_mails_is_not_done_while_too_many_mails_wait_and_can_be_answered_otherwise(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.redis_store.MAILS_KEPT", 2)
+    async with bench(redis_url) as parts:
+        mails = ((Mail("decoy", EMAIL), SealedMail("m", b"w", b"x"), ()),)
+        for n in range(2):
+            plan = settlement(f"{n}", outcome(), mails=mails)
+            assert await parts.end(await in_hand(parts, f"{n}"), plan) == "settled"
+        delivery = await in_hand(parts)
+        before = await parts.snapshot()
+        assert await parts.end(delivery, settlement("rid", outcome(PutChallenge(challenge())), mails=mails)) == "full"
+        assert await parts.snapshot() == before
+        assert await parts.end(delivery, settlement("rid", outcome())) == "settled"
+        assert await parts.length(names.MAIL) == 2
 
 
 # --- settle: notices and presence ---------------------------------------------------------------------------------
@@ -1713,6 +1759,37 @@ async def test_what_nobody_waits_for_any_more_is_not_sent(redis_url: str) -> Non
         assert found.link.trips == [2]
 
 
+class Away(Link):
+    """A server that does not answer."""
+
+    trips = 0
+
+    async def pipeline(self, commands: Sequence[Command], **more: Any) -> list[Any]:
+        self.trips += 1
+        await asyncio.sleep(0)
+        raise Unavailable("away")
+
+
+async def test_when_a_trip_fails_all_who_wait_behind_it_are_told_at_once() -> None:
+    link = Away("redis://127.0.0.1:1/0", "test")
+    batch = Batch(link)
+    waiting = [batch.command("PING") for _ in range(3 * MAX_PIPELINE)]
+    told = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(answer) for answer in told} == {Unavailable}
+    assert link.trips == 1
+    with pytest.raises(Unavailable):
+        await batch.command("PING")  # and whoever comes later tries anew
+    assert link.trips == 2
+
+
+async def test_only_so_much_waits_for_a_server_that_is_slow() -> None:
+    batch = Batch(Away("redis://127.0.0.1:1/0", "test"))
+    waiting = [batch.command("PING") for _ in range(MOST_WAITING + 5)]
+    assert [future.done() for future in waiting] == [False] * MOST_WAITING + [True] * 5
+    told = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(answer) for answer in told} == {Unavailable}
+
+
 async def test_admitting_and_settling_wait_for_company_as_long_as_they_are_told(redis_url: str) -> None:
     async with bench(redis_url) as parts:
         deadline = await parts.soon()
@@ -1791,9 +1868,9 @@ async def consumers(parts: Bench) -> dict[bytes, int]:
 
 async def test_nothing_is_taken_over_where_there_is_no_group_or_nothing_hangs(redis_url: str) -> None:
     async with bench(redis_url) as parts:
-        assert await parts.worker.reap() == []
+        assert await parts.worker.reap(Lane.HASH, 64, ()) == []
         await in_hand(parts)
-        assert await parts.worker.reap() == []
+        assert await parts.worker.reap(Lane.HASH, 64, ()) == []
 
 
 async def test_what_a_dead_worker_holds_is_taken_over_and_counted(redis_url: str) -> None:
@@ -1801,9 +1878,9 @@ async def test_what_a_dead_worker_holds_is_taken_over_and_counted(redis_url: str
         delivery = await in_hand(parts)
         for deliveries in (2, 3):
             await hung_again(parts, delivery, deliveries - 1)
-            [again] = await parts.worker.reap()
+            [again] = await parts.worker.reap(Lane.HASH, 64, ())
             assert again == replace(delivery, deliveries=deliveries)
-            assert await parts.worker.reap() == []  # it is in hand now
+            assert await parts.worker.reap(Lane.HASH, 64, ()) == []  # it is in hand now
         assert (await consumers(parts))[b"consumer"] == 1
         assert await parts.end(again, settlement("rid", outcome())) == "settled"
         assert (await parts.length(names.lane(Lane.HASH)), await pending(parts)) == (0, 0)
@@ -1822,7 +1899,7 @@ async def test_what_was_deleted_while_it_was_in_hand_haunts_nobody(redis_url: st
         await hung(parts, delivery)
         await parts.redis.xdel(names.lane(Lane.HASH), delivery.token)
         assert await pending(parts) == 1
-        assert await parts.worker.reap() == []
+        assert await parts.worker.reap(Lane.HASH, 64, ()) == []
         assert await pending(parts) == 0
 
 
@@ -1870,13 +1947,108 @@ async def test_a_lost_group_is_made_anew_and_passes_nothing_over(redis_url: str)
         await in_hand(parts)
         await parts.admit(entry("waiting", await parts.soon()))
         await parts.redis.xgroup_destroy(names.lane(Lane.HASH), names.GROUP)
-        assert await parts.worker.reap() == []
+        assert await parts.worker.reap(Lane.HASH, 64, ()) == []
         assert [found.entry.rid for found in await taken(parts) if found.entry] == ["rid", "waiting"]
+
+
+async def test_what_a_worker_is_still_at_work_on_is_taken_over_by_nobody(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery, other = await in_hand(parts), another(parts, redis_url, "other")
+        for held in (True, False):
+            await hung(parts, delivery, "consumer")
+            assert await parts.worker.reap(Lane.HASH, 0, [delivery.token] if held else ()) == []
+            found = await other.reap(Lane.HASH, 64, ())
+            assert [again.deliveries for again in found] == ([] if held else [2])
+        await parts.worker.reap(Lane.HASH, 0, [delivery.token])
+        assert (await consumers(parts))[b"other"] == 1, "what another has taken over stays with it"
+
+
+async def test_what_was_not_begun_is_soon_anothers_and_does_not_count_as_handed_out(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery, other = await in_hand(parts), another(parts, redis_url, "other")
+        for _ in range(5):
+            await parts.worker.release(delivery)
+            [again] = await other.reap(Lane.HASH, 64, ())
+            assert again == delivery
+            await other.release(delivery)
+            assert await parts.worker.reap(Lane.HASH, 64, ()) == [delivery]
+        await other.release(delivery)  # it holds it no longer
+        assert await other.reap(Lane.HASH, 64, ()) == []
+
+
+async def test_a_buried_request_gives_its_reserved_places_back(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts)
+        await parts.check(Needs(limits=(ACCOUNT,)))
+        assert await held(parts, ACCOUNT) == 1
+        await parts.worker.bury(delivery, "delivered 3 times", None, None, (ACCOUNT,))
+        assert (await held(parts, ACCOUNT), await counted(parts, ACCOUNT)) == (0, 0)
+
+
+# --- the store's clock --------------------------------------------------------------------------------------------
+
+SET_BACK_MS = 3_600_000
+
+
+async def set_back(parts: Bench) -> None:
+    """As if the server's clock had been an hour ahead until now."""
+    await parts.redis.hset(names.CLOCK, mapping={"last": await parts.now() + SET_BACK_MS, "ahead": 0})
+
+
+async def test_the_clock_is_the_servers_own_while_that_goes_forwards(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        for _ in range(3):
+            before = await parts.now()
+            told, _ = await parts.gateway.heartbeat()
+            assert before <= told <= await parts.now()
+            facts = await parts.check(Needs())
+            assert told <= facts.now and facts.ahead == 0
+
+
+async def test_a_clock_that_is_set_back_goes_on_from_where_it_was_and_never_faster(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await set_back(parts)
+        ahead = []
+        for _ in range(5):
+            told, _ = await parts.gateway.heartbeat()
+            ahead.append(told - await parts.now())
+        assert all(SET_BACK_MS - 1000 < ms <= SET_BACK_MS for ms in ahead)
+        facts = await parts.store.check("rid", told + SOON_MS, Needs())
+        assert isinstance(facts, Facts) and facts.now >= told
+        assert SET_BACK_MS - 1000 < facts.ahead <= SET_BACK_MS
+        assert abs(facts.seconds * 1000 - await parts.now()) < 2000, "tokens go by the server's own"
+
+
+async def test_what_had_expired_before_the_clock_was_set_back_is_not_good_again(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        deadline = await parts.soon()
+        delivery = await in_hand(parts, same="mac", deadline=deadline)
+        await set_back(parts)
+        assert await parts.admit(entry("late", deadline)) == Expired()
+        assert await parts.store.check("rid", deadline, Needs()) == State.EXPIRED
+        assert await parts.keep("rid", deadline, settlement("rid", outcome())) == "expired"
+        assert isinstance(await ask(parts, "anew", deadline=deadline + 2 * SET_BACK_MS), Admitted), "it is over"
+        assert delivery.entry is not None
+
+
+async def test_an_outcome_is_given_again_for_ten_minutes_by_the_stores_clock(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts, same="mac")
+        await parts.end(delivery, settlement("rid", outcome(), record=record()))
+        assert await ask(parts, "again") == Known("done")
+        await set_back(parts)
+        assert isinstance(await ask(parts, "anew", deadline=await parts.soon() + 2 * SET_BACK_MS), Admitted)
 
 
 # --- beat ---------------------------------------------------------------------------------------------------------
 
-ONE: dict[Lane, tuple[int, float]] = {Lane.FAST: (128, 500.5), Lane.HASH: (2, 60.25)}
+
+def vitals(hash_ms: float = 33.5, **lanes: tuple[int, float]) -> Vitals:
+    """Of each lane what is given, (slots, rate), and the same numbers of what is in hand and drained."""
+    return Vitals(hash_ms, {Lane(lane): LaneVitals(*can, 3, 1.5) for lane, can in lanes.items()})
+
+
+ONE = vitals(fast=(128, 500.5), hash=(2, 60.25))
 
 
 def another(parts: Bench, url: str, name: str) -> RedisWorker:
@@ -1891,11 +2063,11 @@ async def test_what_all_living_workers_can_do_is_added_up(redis_url: str) -> Non
     async with bench(redis_url) as parts:
         assert await capacity(parts) == {"fast": (0, 0.0), "hash": (0, 0.0)}
         before = await parts.now()
-        assert before <= await parts.worker.beat(ONE) <= await parts.now()
+        assert before <= (await parts.worker.beat(ONE)).now <= await parts.now()
         assert await capacity(parts) == {"fast": (128, 500.5), "hash": (2, 60.25)}
-        await another(parts, redis_url, "second").beat({Lane.HASH: (4, 100.5)})
+        await another(parts, redis_url, "second").beat(vitals(hash=(4, 100.5)))
         assert await capacity(parts) == {"fast": (128, 500.5), "hash": (6, 160.75)}
-        await parts.worker.beat({Lane.HASH: (1, 10.0)})  # a beat replaces the one before
+        await parts.worker.beat(vitals(hash=(1, 10.0)))  # a beat replaces the one before
         assert await capacity(parts) == {"fast": (0, 0.0), "hash": (5, 110.5)}
         assert await parts.redis.hget(names.CAPACITY, "workers") == b"2"
 
@@ -1922,10 +2094,64 @@ async def test_a_worker_that_leaves_counts_no_longer_and_after_the_last_nobody_w
         other = another(parts, redis_url, "second")
         await parts.worker.beat(ONE)
         await other.beat(ONE)
-        await other.beat({})
+        await other.leave()
         assert (await capacity(parts))["hash"] == (2, 60.25)
-        await parts.worker.beat({})
+        await parts.worker.leave()
         assert not await parts.redis.exists(names.CAPACITY, names.WORKERS)
+
+
+async def said(parts: Bench, name: str = "consumer") -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.msgpack.decode(await parts.redis.hget(names.WORKERS, name))
+    return found
+
+
+async def test_a_beat_tells_since_when_a_worker_runs_and_what_it_measured(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        first = (await parts.worker.beat(ONE)).now
+        lanes = {"fast": [128, 500.5, 3, 1.5], "hash": [2, 60.25, 3, 1.5]}
+        assert await said(parts) == {"at": first, "since": first, "hash_ms": 33.5, "lanes": lanes}
+        while (second := (await parts.worker.beat(vitals(40.0, hash=(2, 50.0)))).now) == first:
+            pass
+        assert await said(parts) == {"at": second, "since": first, "hash_ms": 40, "lanes": {"hash": [2, 50, 3, 1.5]}}
+
+
+async def test_a_worker_that_was_silent_or_whose_store_was_emptied_runs_since_it_began(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        first = (await parts.worker.beat(ONE)).now
+        await parts.redis.delete(names.WORKERS)  # as another's beat does with who is silent
+        await parts.worker.beat(ONE)
+        assert (await said(parts))["since"] == first
+
+
+async def test_a_worker_that_leaves_takes_its_name_out_of_every_lane(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.redis.xgroup_create(names.lane(Lane.FAST), names.GROUP, "0", mkstream=True)
+        await parts.redis.xgroup_createconsumer(names.lane(Lane.FAST), names.GROUP, "consumer")
+        delivery = await in_hand(parts)
+        await parts.redis.xgroup_createconsumer(names.lane(Lane.HASH), names.GROUP, "other")
+        await parts.worker.drop(delivery, ())
+        await parts.worker.beat(ONE)
+        await parts.worker.leave()
+        assert await consumers(parts) == {b"other": 0}
+        assert await parts.redis.xinfo_consumers(names.lane(Lane.FAST), names.GROUP) == []
+        assert not await parts.redis.exists(names.WORKERS)
+
+
+async def test_a_worker_that_leaves_with_something_in_its_hand_keeps_its_name_and_nothing_is_lost(
+    redis_url: str,
+) -> None:
+    async with bench(redis_url) as parts:
+        await in_hand(parts)
+        await parts.worker.leave()
+        assert (await consumers(parts), await pending(parts)) == ({b"consumer": 1}, 1)
+
+
+async def test_a_worker_can_leave_lanes_that_are_not_there(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.worker.leave()
+        await parts.redis.xadd(names.lane(Lane.HASH), {"a": "stream without a group"})
+        await parts.worker.leave()
+        assert await parts.length(names.lane(Lane.HASH)) == 1
 
 
 async def test_when_all_workers_die_at_once_what_they_could_do_ends_by_itself(redis_url: str) -> None:

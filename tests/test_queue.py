@@ -245,3 +245,30 @@ async def test_a_worker_told_to_stop_ends_what_it_holds_and_nothing_fails(
                     stopping = True
 
     assert len({answer.data["sessionId"] for answer in answers}) == 240
+
+
+async def test_a_worker_told_to_stop_hands_back_what_it_has_not_begun_and_another_does_it_soon(
+    redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    costly = {"FIN_ARGON2": "m=262144,t=6,p=1", "FIN_HASH_THREADS": "1"}  # more than a second each
+    with Deployment.start(tmp_path_factory.mktemp("back"), redis_url, mailers=0, settings=costly) as running:
+        async with running.client() as client:
+            asked = [
+                asyncio.ensure_future(client.ask("login", email=new_address(), password="x", timeout_ms=30_000))
+                for _ in range(2)
+            ]
+            with Redis.from_url(redis_url) as redis:
+
+                async def in_hand() -> None:
+                    while redis.xpending(names.lane(Lane.HASH), names.GROUP)["pending"] < 2:
+                        await asyncio.sleep(0.005)
+
+                await asyncio.wait_for(in_hand(), 5)
+                [first] = running.of("worker")
+                running.add("worker")
+                first.terminate()
+                answers = await asyncio.gather(*asked)
+                audited = [fields for _, fields in redis.xrange(names.EVENTS)]
+
+    assert [event_of(answer) for answer in answers] == [("login_failure", "invalid_credentials")] * 2
+    assert len(audited) == 2 and len({entry[b"worker"] for entry in audited}) == 2

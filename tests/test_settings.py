@@ -271,6 +271,12 @@ def test_each_role_needs_its_own_secrets_and_takes_no_other(role: str, needed: s
     assert {name for name, secrets in held.items() if secrets is not NO_SECRETS} == needed
 
 
+def test_an_operators_command_plays_no_role_and_needs_no_secret() -> None:
+    found = Settings.from_env({"FIN_EDGE_SECRET": "x", "FIN_PEPPER": "x", "FIN_REDIS_URL": "redis://127.0.0.1"}, ())
+    assert found.redis_url == "redis://127.0.0.1"
+    assert found.edge_secret is found.worker_secret is found.pepper is NO_SECRETS
+
+
 @pytest.mark.parametrize("role", ["gateway", "mailer"])
 def test_a_role_does_not_look_at_secrets_that_it_does_not_need(role: str) -> None:
     Settings.from_env(

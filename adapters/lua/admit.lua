@@ -2,7 +2,7 @@
 -- KEYS[1] lane stream
 -- KEYS[2] lane count: how many were ever admitted; its value is an entry's place in the order
 -- KEYS[3] capacity hash, there while workers live: "<lane>:slots", "<lane>:rate" (requests a second)
--- KEYS[4] what is known of the same request, or absent: it was sent without a key
+-- KEYS[4] what is known of the same request; absent, like the next, where it was sent without a key
 -- KEYS[5] who joined it
 -- KEYS[6...] the same two under its former names: another edge secret was current when it was sent first
 -- ARGV[1] lane
@@ -14,27 +14,27 @@
 -- ARGV[7] ms that what is known of a pending request outlives its deadline
 -- ARGV[8...] the entry's fields and values, in turn
 -- Returns {"admitted", place, position, eta ms or -1} | {"full", waiting, ms until there is room or -1} | {"expired"} |
---   {"joined", n}: it is pending, and word of its end will come | {"crowded", n}: too many have joined |
---   {"done", n}: its outcome is recorded; n: under its n-th name from 0
+--   {"joined", n, ms until its deadline}: it is pending, and word of its end will come |
+--   {"crowded", n}: too many have joined | {"done", n}: its outcome is recorded; n: under its n-th name from 0
 local lane, cap, deadline = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = clock()
 local left = deadline - now
 if left <= 0 then
   return {'expired'}
 end
-for n = 4, #KEYS, 2 do
+for n = 4, #KEYS - 1, 2 do
   local known, joined, name = redis.call('HMGET', KEYS[n], 'state', 'until'), KEYS[n + 1], (n - 4) / 2
-  if known[1] == 'done' then
+  local alive = known[1] and tonumber(known[2]) > now
+  if alive and known[1] == 'done' then
     return {'done', name}
   end
-  if known[1] == 'pending' and tonumber(known[2]) > now then
+  if alive then
     if redis.call('LLEN', joined) >= tonumber(ARGV[6]) then
       return {'crowded', name}
     end
     redis.call('RPUSH', joined, ARGV[5] .. ' ' .. ARGV[4])
     redis.call('PEXPIREAT', joined, known[2] + ARGV[7])
-    return {'joined', name}
+    return {'joined', name, known[2] - now}
   end
 end
 local capacity = redis.call('HMGET', KEYS[3], lane .. ':slots', lane .. ':rate')
@@ -52,7 +52,7 @@ if here >= slots and eta > left then
   return {'full', here, eta - left}
 end
 redis.call('XADD', KEYS[1], '*', unpack(ARGV, 8))
-if KEYS[4] then
+if #KEYS > 4 then
   redis.call('DEL', KEYS[4], KEYS[5])
   redis.call('HSET', KEYS[4], 'state', 'pending', 'rid', ARGV[4], 'until', ARGV[3])
   redis.call('PEXPIREAT', KEYS[4], deadline + ARGV[7])

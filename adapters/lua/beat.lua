@@ -1,15 +1,19 @@
 -- A worker's sign of life; adds up what all living workers can do.
--- KEYS[1] workers hash: name -> msgpack {at, lanes: {lane -> {slots, rate}}}
+-- KEYS[1] workers hash: name -> msgpack {at, since, hash_ms, lanes: {lane -> {slots, rate, in hand, drained}}}
 -- KEYS[2] capacity hash: "<lane>:slots", "<lane>:rate", "workers"
 -- ARGV[1] worker's name
--- ARGV[2] msgpack map: lane -> {slots, requests a second}; empty: the worker leaves
+-- ARGV[2] msgpack map, empty: the worker leaves; else
+--   since    ms of the store's clock since when it runs; 0: since now
+--   hash_ms  its measured time of one hash
+--   lanes    map: lane -> {slots, requests a second it could do, requests in hand, requests a second it ended}
 -- ARGV[3] ms after which a silent worker counts as dead
--- Returns now, ms
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- Returns {now, ms that is ahead of the server's own clock}
+local now, ahead = tick()
 local mine = cmsgpack.unpack(ARGV[2])
 if next(mine) then
-  redis.call('HSET', KEYS[1], ARGV[1], cmsgpack.pack({at = now, lanes = mine}))
+  local since = mine.since > 0 and mine.since or now
+  local said = {at = now, since = since, hash_ms = mine.hash_ms, lanes = mine.lanes}
+  redis.call('HSET', KEYS[1], ARGV[1], cmsgpack.pack(said))
 else
   redis.call('HDEL', KEYS[1], ARGV[1])
 end
@@ -35,4 +39,4 @@ if living > 0 then
   end
   redis.call('PEXPIRE', KEYS[2], ARGV[3])
 end
-return now
+return {now, ahead}

@@ -13,11 +13,10 @@
 --   list      suffix of a user's session list key | nil: do not read
 --   crowd     nil: read all of the list; n: only what is too many for one more where n are allowed
 -- Returns {"done" | "expired" | "wait", now} or
---   {"ok", now, {{n-th limit, ms to wait}...}, user id, user, session, challenge, devices, {{session id, session}...},
---    online}; hashes as flat arrays, empty when absent
+--   {"ok", now, ms that is ahead of the server's own clock, {{n-th limit, ms to wait}...}, user id, user, session,
+--    challenge, devices, {{session id, session}...}, online}; hashes as flat arrays, empty when absent
 local ask = cmsgpack.unpack(ARGV[1])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now, ahead = clock()
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return {'done', now}
 end
@@ -92,4 +91,4 @@ if user_id ~= '' then
     end
   end
 end
-return {'ok', now, refused, user_id, user, session, challenge, devices, list, online}
+return {'ok', now, ahead, refused, user_id, user, session, challenge, devices, list, online}

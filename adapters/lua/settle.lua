@@ -15,14 +15,15 @@
 --   record     nil, or {key of what is known, key of who joined, session id, outcome or '', ms to keep it, MAC'd word to
 --              those who joined, MAC}; '' forgets: an error is not recorded
 --   presence   array of {command...}: who is authenticated where, after the notices: nobody is told of himself
---   delivery   array of {command...}: acknowledgement, done in every case but "conflict"
+--   delivery   array of {command...}: acknowledgement, done in every case but "conflict" and "full"
 --   nodes, replies  prefixes of keys
 --   keep       ms a reply stream lives without a reader
 --   most       replies it keeps
--- Returns {"settled" | "done" | "expired" | "conflict", now}
+--   mail       the mail stream
+--   most_mail  mails that may wait in it: nothing is done that mails another
+-- Returns {"settled" | "done" | "expired" | "conflict" | "full", now}
 local plan = cmsgpack.unpack(ARGV[1])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = clock()
 
 local function run(commands)
   for _, command in ipairs(commands) do
@@ -45,6 +46,9 @@ else
     if (redis.call(unpack(condition, 2)) or '') ~= condition[1] then
       return {'conflict', now}
     end
+  end
+  if #plan.mails > 0 and redis.call('XLEN', plan.mail) >= plan.most_mail then
+    return {'full', now}
   end
 end
 
@@ -124,7 +128,8 @@ if plan.record then
     end
     redis.call('DEL', key, joined)
     if outcome ~= '' then
-      redis.call('HSET', key, 'state', 'done', 'session', session, 'outcome', outcome)
+      local ends = string.format('%.0f', now + keep)
+      redis.call('HSET', key, 'state', 'done', 'until', ends, 'session', session, 'outcome', outcome)
       redis.call('PEXPIRE', key, keep)
     end
   end

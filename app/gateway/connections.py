@@ -129,10 +129,16 @@ class Pending:
     started: float
     same: str  # what identifies it where it was sent with a key
     formerly: tuple[str, ...] = ()  # and what did before a rotation of the edge secret
-    timer: asyncio.TimerHandle | None = None
+    timer: asyncio.TimerHandle | None = None  # its deadline
+    again: asyncio.TimerHandle | None = None  # when the request that it joined must have ended
     rounds: int = 0  # how often it was admitted
     place: int = 0  # in the order of its lane, where it waits
     position: int = 0  # what its client was told last
+
+    def cancel_again(self) -> None:
+        if self.again is not None:
+            self.again.cancel()
+            self.again = None
 
     def known_as(self, same: str) -> None:
         """Under a former name: from here on it goes by that."""
@@ -154,6 +160,9 @@ class Connections:
 
     def __iter__(self) -> Iterator[Connection]:
         return iter(list(self._all.values()))
+
+    def find(self, id: str) -> Connection | None:
+        return self._all.get(id)
 
     def of_user(self, user_id: str) -> list[Connection]:
         return list(self._by_user.get(user_id, ()))

@@ -16,6 +16,7 @@ from typing import Any
 
 from app import entries, messages
 from app.gateway.connections import Bucket, Caller, Connection, Connections, Pending, RestCall
+from app.gateway.in_flight import InFlight
 from app.gateway.socket import Socket
 from app.gateway.waiting import Waiting
 from app.keys import SealKeys
@@ -29,14 +30,13 @@ from app.tokens import new_id
 
 log = logging.getLogger("finthenticate")
 
-DEADLINE_SLACK_SECONDS = 0.1  # the gateway's own timer fires this much after the deadline, when no reply came
 ENVELOPE_SECONDS = 86_400.0  # a data key's life
 BEAT_SECONDS = 1.0
 SWEEP_SECONDS = 2.0
 UNAVAILABLE_RETRY_MS = 1000
 CROWDED_RETRY_MS = 500
 EVEN_JITTER_MS = 20.0  # over what a busier machine adds to a timer: fractions of a millisecond
-MOST_ROUNDS = 4  # of being admitted anew, when what was recorded ended meanwhile
+MOST_ROUNDS = 4  # of being admitted anew, when what was recorded, or joined, ended meanwhile
 DRAIN_SECONDS = 10.0
 ADMIT_PATIENCE_SECONDS = 0.01  # where others wait already: it has to wait far longer anyway
 READY_SECONDS = 3.0  # without a beat for this long the store is away
@@ -52,8 +52,8 @@ class Gateway:
         self._edge = settings.edge_secret
         self._sealer = Sealer(seal_keys, self._edge, "request")
         self.connections = Connections()
-        self._pending: dict[str, Pending] = {}
         self._waiting = Waiting()
+        self._in_flight = InFlight(self._waiting, self._cancel)
         self._tasks: set[asyncio.Task[None]] = set()
         self._enveloped = time.monotonic()
         self._clock_offset = time.time() * 1000 - time.monotonic() * 1000
@@ -82,7 +82,7 @@ class Gateway:
         for connection in self.connections:
             self._push(connection, Draining(reconnect_in_ms=random.randint(500, 5000)))  # noqa: S311  # spread, not secret
         until = time.monotonic() + DRAIN_SECONDS
-        while any(pending.caller for pending in self._pending.values()) and time.monotonic() < until:
+        while self._in_flight.anybody_waits() and time.monotonic() < until:
             await asyncio.sleep(0.02)
         for connection in self.connections:
             connection.socket.shut(GOING_AWAY, "going away")
@@ -205,10 +205,7 @@ class Gateway:
         if frame.key is not None:
             about = (self._edge, frame, self._session_of(caller, frame))
             pending.same, pending.formerly = entries.sameness(*about), entries.former_sameness(*about)
-        caller.in_flight[frame.id] = pending
-        self._pending[pending.rid] = pending
-        seconds = frame.timeout_ms / 1000 + DEADLINE_SLACK_SECONDS
-        pending.timer = asyncio.get_running_loop().call_later(seconds, self._expire, pending)
+        self._in_flight.add(pending)
         return pending
 
     def _session_of(self, caller: Caller, frame: Frame) -> str:
@@ -232,61 +229,41 @@ class Gateway:
             patience = ADMIT_PATIENCE_SECONDS if self._waiting and entry.lane is Lane.HASH else 0.0
             answer = await self._broker.admit(replace(entry, formerly=pending.formerly), patience)
         except Unavailable:
-            self._fail(pending, Code.UNAVAILABLE, UNAVAILABLE_RETRY_MS)
+            self._in_flight.fail(pending, Code.UNAVAILABLE, UNAVAILABLE_RETRY_MS)
             return
         except Exception:
             log.exception("not admitted", extra={"fields": {"request": pending.rid}})
-            self._fail(pending, Code.INTERNAL)
+            self._in_flight.fail(pending, Code.INTERNAL)
             return
         match answer:
-            case Admitted(place, position, eta_ms) if position > 0 and pending.rid in self._pending:
+            case Admitted(place, position, eta_ms) if position > 0 and pending in self._in_flight:
                 self._waiting.add(pending, place, position, frame.timeout_ms if eta_ms is None else eta_ms)
             case Full(retry_after_ms):
                 spread = random.uniform(0.75, 1.25)  # noqa: S311  # so that they do not all come back at once
-                self._fail(pending, Code.OVERLOADED, int(max(250, retry_after_ms or 1000) * spread))
+                self._in_flight.fail(pending, Code.OVERLOADED, int(max(250, retry_after_ms or 1000) * spread))
             case Expired():
-                self._fail(pending, Code.DEADLINE_EXCEEDED)
-            case Known("joined", formerly):
+                self._in_flight.fail(pending, Code.DEADLINE_EXCEEDED)
+            case Known("joined", formerly, left_ms):
                 pending.known_as(formerly)
+                self._in_flight.ask_again(pending, left_ms, self._anew)
             case Known("done", formerly):
                 pending.known_as(formerly)
                 await self._admit(pending, replay=True)
             case Known("crowded"):
-                self._fail(pending, Code.RATE_LIMITED, CROWDED_RETRY_MS)
+                self._in_flight.fail(pending, Code.RATE_LIMITED, CROWDED_RETRY_MS)
 
     def _anew(self, pending: Pending) -> None:
-        """What was recorded may not be given again: it is a new request, under a new id."""
+        """What it joined came to nothing, or may not be given again: it is a new request, under a new id."""
         if pending.rounds >= MOST_ROUNDS:
-            self._fail(pending, Code.UNAVAILABLE, UNAVAILABLE_RETRY_MS)
+            self._in_flight.fail(pending, Code.UNAVAILABLE, UNAVAILABLE_RETRY_MS)
             return
-        del self._pending[pending.rid]
-        pending.rid = new_id(self._edge.current.kid)
-        self._pending[pending.rid] = pending
+        self._in_flight.rename(pending, new_id(self._edge.current.kid))
         self._later(self._admit(pending))
 
-    def _expire(self, pending: Pending) -> None:
+    def _cancel(self, pending: Pending) -> None:
+        """Its deadline has passed, and nobody else may ask what became of it."""
         if pending.caller is not None and not pending.same:
             self._later(self._broker.cancel([pending.rid]))
-        self._fail(pending, Code.DEADLINE_EXCEEDED)
-
-    def _fail(self, pending: Pending, code: Code, retry_after_ms: int | None = None) -> None:
-        data = messages.encode_data(refusal(code, retry_after_ms=retry_after_ms))
-        self._finish(pending, "error", data, code)
-
-    def _finish(self, pending: Pending, event: str, data: bytes, code: str) -> None:
-        """The one terminal event of a request; a second one finds nothing to end."""
-        if self._pending.pop(pending.rid, None) is None:
-            return
-        self._waiting.discard(pending)
-        if pending.timer is not None:
-            pending.timer.cancel()
-        caller = pending.caller
-        if caller is not None:
-            caller.in_flight.pop(pending.frame.id, None)
-            caller.end(event, pending.frame.id, data)
-        milliseconds = round((time.monotonic() - pending.started) * 1000, 1)
-        fields = {"request": pending.rid, "event": pending.frame.kind.event, "code": code, "ms": milliseconds}
-        log.info("answered" if caller else "nobody to answer", extra={"fields": fields})
 
     # --- replies ---------------------------------------------------------------------------------------------------
 
@@ -303,9 +280,9 @@ class Gateway:
                 log.exception("reply failed")  # the others' replies still have to be read
 
     def _reply(self, reply: Sealed) -> None:
-        pending = self._pending.get(reply.rid)
+        pending = self._in_flight.get(reply.rid)
         if pending is None:
-            log.info("late reply dropped", extra={"fields": {"request": reply.rid}})
+            self._too_late(reply)
             return
         opened = entries.open_reply(pending.envelope, reply)
         if opened == entries.ANEW:
@@ -318,19 +295,32 @@ class Gateway:
                 self.connections.identify(caller, opened.identity)
                 if before is not None and (opened.identity is None or before.user_id != opened.identity.user_id):
                     self._later(self._broker.leave([(before.user_id, caller.id)]))
-        elif caller is None and opened.identity is not None and pending.caller_id:
-            # its client went while it was being authenticated: it is not online after all
-            self._later(self._broker.leave([(opened.identity.user_id, pending.caller_id)]))
+        elif caller is None:  # its client went while it was being authenticated
+            self._not_online(pending, opened)
         if isinstance(caller, Connection) and caller.identity is not None and opened.code == Code.NOT_AUTHENTICATED:
-            self._finish(pending, opened.event, opened.data, opened.code)
+            self._in_flight.end(pending, opened.event, opened.data, opened.code)
             self._session_over(caller, caller.identity)
         elif opened.even:
             delay_ms = even_delay((time.monotonic() - pending.started) * 1000, self._hash_ms)
             delay_ms += random.uniform(0, EVEN_JITTER_MS)  # noqa: S311  # noise, not a secret
             loop = asyncio.get_running_loop()
-            loop.call_later(delay_ms / 1000, self._finish, pending, opened.event, opened.data, opened.code)
+            loop.call_later(delay_ms / 1000, self._in_flight.end, pending, opened.event, opened.data, opened.code)
         else:
-            self._finish(pending, opened.event, opened.data, opened.code)
+            self._in_flight.end(pending, opened.event, opened.data, opened.code)
+
+    def _too_late(self, reply: Sealed) -> None:
+        """Its client has been told something else, and so is authenticated as little as before."""
+        log.info("late reply dropped", extra={"fields": {"request": reply.rid}})
+        if (pending := self._in_flight.late(reply.rid)) is not None:
+            self._not_online(pending, entries.open_reply(pending.envelope, reply))
+
+    def _not_online(self, pending: Pending, opened: entries.OpenedReply) -> None:
+        """The store holds a connection for authenticated that is not."""
+        identity, there = opened.identity, self.connections.find(pending.caller_id)
+        if identity is None or not pending.caller_id:
+            return
+        if there is None or there.identity is None or there.identity.user_id != identity.user_id:
+            self._later(self._broker.leave([(identity.user_id, pending.caller_id)]))
 
     def _session_over(self, connection: Connection, identity: Identity) -> None:
         """Its session has ended by time, which nobody else could tell it."""
@@ -345,15 +335,16 @@ class Gateway:
     def _signed(self, signed: Signed) -> None:
         match entries.open_signed(self._edge, signed):
             case entries.OpenedFailure(rid, code):
-                if (pending := self._pending.get(rid)) is not None:
-                    self._fail(pending, code)
+                if (pending := self._in_flight.get(rid)) is not None:
+                    self._in_flight.fail(pending, code)
             case entries.OpenedWord(same, code, retry_after_ms):
-                pending = self._pending.get(signed.rid)
+                pending = self._in_flight.get(signed.rid)
                 if pending is None or same not in (pending.same, *pending.formerly):
                     return
                 pending.known_as(same)
+                pending.cancel_again()
                 if code is not None:
-                    self._fail(pending, code, retry_after_ms)
+                    self._in_flight.fail(pending, code, retry_after_ms)
                 else:
                     self._later(self._admit(pending, replay=True))
             case entries.OpenedNotice() as notice:

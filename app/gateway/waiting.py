@@ -41,7 +41,8 @@ class Waiting:
             ahead = pending.place - depth.ended
             position = max(1, ahead - depth.slots)
             if position < pending.position:
-                _tell(pending, position, int(ahead * 1000 / depth.rate) if depth.rate > 0 else DEFAULT_TIMEOUT_MS)
+                eta_ms = max(1, int(ahead * 1000 / depth.rate)) if depth.rate > 0 else DEFAULT_TIMEOUT_MS
+                _tell(pending, position, eta_ms)
 
 
 def _tell(pending: Pending, position: int, eta_ms: int) -> None:

@@ -21,7 +21,7 @@ def needs(request: Authenticate, ctx: Context) -> Needs:
 
 def decide(request: Authenticate, facts: Facts, ctx: Context) -> Outcome:
     claims, session, account = facts.needs.proof, facts.session, facts.account
-    seconds = facts.now // 1000
+    seconds = facts.seconds
     if not isinstance(claims, AccessClaims) or seconds < claims.not_before:
         return refuse(REFUSED, Code.TOKEN_INVALID)
     life = session_life(session, facts.now)

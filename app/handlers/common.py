@@ -88,7 +88,7 @@ def start_session(
     crowded_out = [end_session(old, "too_many_sessions", here) for old in facts.sessions]
     return Outcome(
         LoginSuccess.event,
-        LoginSuccess(**tokens(session, facts.now, ctx)),
+        LoginSuccess(**tokens(session, facts, ctx)),
         Verdict.PASSED,
         writes=(StartSession(session, account, device), *(write for write, _ in crowded_out)),
         notices=(Notice(account.id, session.id, told, here), *(notice for _, notice in crowded_out)),
@@ -103,12 +103,11 @@ def end_session(session: Session, reason: str, spare: tuple[str, str]) -> tuple[
     return EndSession(session, reason), Notice(session.user_id, session.id, told, spare, close=True)
 
 
-def tokens(session: Session, now: int, ctx: Context) -> dict[str, Any]:
+def tokens(session: Session, facts: Facts, ctx: Context) -> dict[str, Any]:
     """The fields of messages.Tokens for a session as it is now."""
-    lifetime = rules.ACCESS_TOKEN_SECONDS
-    access_token = ctx.mint.access_token(
-        session.user_id, session.id, session.amr, session.created // 1000, now // 1000, lifetime
-    )
+    now, lifetime = facts.now, rules.ACCESS_TOKEN_SECONDS
+    logged_in = (session.created - facts.ahead) // 1000
+    access_token = ctx.mint.access_token(session.user_id, session.id, session.amr, logged_in, facts.seconds, lifetime)
     return {
         "access_token": access_token,
         "token_type": "Bearer",

@@ -40,5 +40,5 @@ def decide(request: Refresh, facts: Facts, ctx: Context) -> Outcome:
         write: RotateSession | ConfirmSession = RotateSession(session, facts.now)
     else:
         current, write = session, ConfirmSession(session, facts.now)
-    data = TokenRefreshed(**tokens(current, facts.now, ctx))
+    data = TokenRefreshed(**tokens(current, facts, ctx))
     return Outcome(TokenRefreshed.event, data, Verdict.PASSED, writes=(write,), subject=session.user_id)

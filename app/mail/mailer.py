@@ -62,7 +62,7 @@ class MailerLoop:
         if sent:
             await self._queue.done(token)
         else:
-            await self._queue.bury(token, f"not sent in {TRIES} tries")
+            await self._queue.bury(token, f"not sent in {TRIES} tries", sealed)
 
     async def _hand_over(self, mail: Mail, id: str) -> bool:
         for attempt in range(TRIES):

@@ -5,19 +5,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Protocol
 
 from app.keys import KeyInfo
-from app.settings import Fault
+from app.operator.words import Misuse, columns, moment
 
 USAGE = "python -m app keys list | keys rotate RING [--after SECONDS]"
 LEAST_AFTER, MOST_AFTER = 3, 86_400  # roles look once a second
 HEAD = ("ring", "key", "state", "made", "current from", "until")
-
-
-class Misuse(Fault):
-    """A command that there is not."""
 
 
 class Keyring(Protocol):
@@ -69,16 +64,10 @@ def _after(more: Sequence[str]) -> int | None:
 def table(keys: Iterable[KeyInfo], now: float) -> Iterator[str]:
     """One line a key, columns aligned; a dash where a time is not known or not set."""
     rows = [HEAD, *((k.ring, k.kid, _state(k, now), *map(moment, (k.created, k.since, k.until))) for k in keys)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+    return columns(rows)
 
 
 def _state(key: KeyInfo, now: float) -> str:
     if key.current:
         return "current"
     return "next" if key.since is not None and key.since > now else "known"
-
-
-def moment(seconds: int | None) -> str:
-    return "-" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

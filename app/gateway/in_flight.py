@@ -1,0 +1,87 @@
+"""The requests in flight at one node: each gets exactly one terminal event, by its deadline at the latest."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from app import messages
+from app.gateway.connections import Pending
+from app.gateway.waiting import Waiting
+from app.messages import Code, refusal
+
+log = logging.getLogger("finthenticate")
+
+DEADLINE_SLACK_SECONDS = 0.1  # the gateway's own timer fires this much after the deadline, when no reply came
+JOINED_SLACK_MS = 50  # the request that was joined has had its deadline for sure
+LATE_SECONDS = 5.0  # a reply can come this much after its deadline: settled just in time, and held up on its way
+
+
+class InFlight:
+    """By request id. `expired` is told of each that its own timer ends, before it does."""
+
+    def __init__(self, waiting: Waiting, expired: Callable[[Pending], None]) -> None:
+        self._waiting, self._expired = waiting, expired
+        self._all: dict[str, Pending] = {}
+        self._late: dict[str, Pending] = {}
+
+    def __contains__(self, pending: Pending) -> bool:
+        return pending.rid in self._all
+
+    def get(self, rid: str) -> Pending | None:
+        return self._all.get(rid)
+
+    def late(self, rid: str) -> Pending | None:
+        """One that its timer has ended, for a reply that came after; once."""
+        return self._late.pop(rid, None)
+
+    def anybody_waits(self) -> bool:
+        return any(pending.caller for pending in self._all.values())
+
+    def add(self, pending: Pending) -> None:
+        if pending.caller is not None:
+            pending.caller.in_flight[pending.frame.id] = pending
+        self._all[pending.rid] = pending
+        seconds = pending.frame.timeout_ms / 1000 + DEADLINE_SLACK_SECONDS
+        pending.timer = asyncio.get_running_loop().call_later(seconds, self._expire, pending)
+
+    def rename(self, pending: Pending, rid: str) -> None:
+        """It is asked anew, and goes by another id from here on."""
+        pending.cancel_again()
+        del self._all[pending.rid]
+        pending.rid = rid
+        self._all[rid] = pending
+
+    def ask_again(self, pending: Pending, left_ms: int, how: Callable[[Pending], None]) -> None:
+        """What it joined has so long: without a word by then that has come to nothing, and its work is this one's."""
+        if pending in self:
+            seconds = (left_ms + JOINED_SLACK_MS) / 1000
+            pending.again = asyncio.get_running_loop().call_later(seconds, how, pending)
+
+    def fail(self, pending: Pending, code: Code, retry_after_ms: int | None = None) -> None:
+        data = messages.encode_data(refusal(code, retry_after_ms=retry_after_ms))
+        self.end(pending, "error", data, code)
+
+    def end(self, pending: Pending, event: str, data: bytes, code: str) -> None:
+        """The one terminal event of a request; a second one finds nothing to end."""
+        if self._all.pop(pending.rid, None) is None:
+            return
+        self._waiting.discard(pending)
+        pending.cancel_again()
+        if pending.timer is not None:
+            pending.timer.cancel()
+        caller = pending.caller
+        if caller is not None:
+            caller.in_flight.pop(pending.frame.id, None)
+            caller.end(event, pending.frame.id, data)
+        milliseconds = round((time.monotonic() - pending.started) * 1000, 1)
+        fields = {"request": pending.rid, "event": pending.frame.kind.event, "code": code, "ms": milliseconds}
+        log.info("answered" if caller else "nobody to answer", extra={"fields": fields})
+
+    def _expire(self, pending: Pending) -> None:
+        self._expired(pending)
+        self.fail(pending, Code.DEADLINE_EXCEEDED)
+        self._late[pending.rid] = pending
+        asyncio.get_running_loop().call_later(LATE_SECONDS, self._late.pop, pending.rid, None)
