@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -44,10 +46,13 @@ BLOCK_SECONDS = 5.0  # and answers within this, or its connection is dead
 NODE_LIVES_MS = 10_000
 WORKER_LIVES_MS = 4_000
 TAKEN_OVER_AFTER_MS = 5_000  # far more than any work in hand takes: credit is about 100 ms of it
+SPOKEN_FOR_MS = 1_000  # what is in a worker's hand for longer needs its word; far more than an answer is on its way
 CONSUMER_GONE_MS = 600_000
 REPLIES_A_READ = 500
 MOST_JOINED = 8
 DEAD_KEPT = 10_000
+MAILER_DEAD_MS = 60_000  # a mailer holds a mail for as long as its server takes; past this it is dead
+TAKE_OVER_EVERY_SECONDS = 10.0
 
 
 class RedisGateway:
@@ -78,8 +83,10 @@ class RedisGateway:
                 return Known("done", same[name] if name else "")
             case [b"crowded", _]:
                 return Known("crowded")
-            case _:
-                return Expired()
+            case [_, now]:
+                return Expired(now)
+            case answer:
+                raise TypeError(f"ADMIT answered {answer!r}")
 
     async def replies(self) -> AsyncIterator[Sealed | Signed]:
         while not self._closed:
@@ -199,7 +206,7 @@ class RedisWorker:
         await self._store.drop(rid, limits, [*commands, *_acknowledge(delivery)], record)
 
     async def reap(self, lane: Lane, most: int, held: Sequence[str]) -> Sequence[Delivery]:
-        args = (names.GROUP, self._consumer, TAKEN_OVER_AFTER_MS, most, CONSUMER_GONE_MS)
+        args = (names.GROUP, self._consumer, TAKEN_OVER_AFTER_MS, most, CONSUMER_GONE_MS, SPOKEN_FOR_MS)
         try:
             claimed = await self._batch.script(REAP, [names.lane(lane)], *args, *held)
         except ResponseError as error:
@@ -235,33 +242,49 @@ class RedisMailQueue:
 
     def __init__(self, link: Link, consumer: str) -> None:
         self._link, self._consumer = link, consumer
+        self._next = ">"  # "0": what was handed to this mailer, and lost on its way or not ended, comes first
+        self._looked = -math.inf
 
     async def take(self, most: int) -> Sequence[tuple[str, SealedMail | None]]:
-        entries = await _read_group(self._link, names.MAIL, names.MAIL_GROUP, self._consumer, most)
-        if not entries:
-            # a mailer holds a mail for as long as its server takes; past a minute it is dead
-            command = ("XAUTOCLAIM", names.MAIL, names.MAIL_GROUP, self._consumer, 60_000, "0", "COUNT", most)
-            _, entries, _ = await self._link.call(*command)
-        return [(id.decode(), _mail(_fields(fields))) for id, fields in entries]
+        after, self._next = self._next, "0"
+        entries = await _read_group(self._link, names.MAIL, names.MAIL_GROUP, self._consumer, most, after)
+        if (now := time.monotonic()) - self._looked > TAKE_OVER_EVERY_SECONDS and len(entries) < most:
+            self._looked = now
+            command = ("XAUTOCLAIM", names.MAIL, names.MAIL_GROUP, self._consumer, MAILER_DEAD_MS, "0")
+            _, taken_over, _ = await self._link.call(*command, "COUNT", most - len(entries))
+            entries += taken_over
+        self._next = ">" if after == ">" or not entries else "0"
+        return [(id.decode(), _mail(_fields(fields or ()))) for id, fields in entries]
 
     async def done(self, token: str) -> None:
-        await self._link.pipeline(_ended(names.MAIL, names.MAIL_GROUP, token))
+        await self._tell(_ended(names.MAIL, names.MAIL_GROUP, token))
 
     async def bury(self, token: str, reason: str, kept: SealedMail | None = None) -> None:
         letter: Command = ("XADD", names.DEAD, "MAXLEN", "~", DEAD_KEPT, "*", "lane", "mail", "reason", reason)
         if kept is not None:
             letter += ("id", kept.id, "w", text(kept.wrapped), "x", text(kept.box))
         ended = _ended(names.MAIL, names.MAIL_GROUP, token)
-        *_, done = await self._link.pipeline([("MULTI",), letter, *ended, ("EXEC",)])
-        if isinstance(done, ResponseError):  # a server that is full, say: nothing was done
-            raise Unavailable(f"Redis: {done}")
+        await self._tell([letter, *ended])
+
+    async def _tell(self, commands: Sequence[Command]) -> None:
+        """All of them or none."""
+        try:
+            *_, done = await self._link.pipeline([("MULTI",), *commands, ("EXEC",)])
+            if isinstance(done, ResponseError):  # a server that is full, say
+                raise Unavailable(f"Redis: {done}")
+        except Unavailable:
+            self._next = "0"
+            raise
 
     async def close(self) -> None:
         await self._link.close()
 
 
-async def _read_group(link: Link, stream: str, group: str, consumer: str, most: int) -> list[tuple[bytes, Any]]:
-    command = ("XREADGROUP", "GROUP", group, consumer, "COUNT", most, "BLOCK", BLOCK_MS, "STREAMS", stream, ">")
+async def _read_group(
+    link: Link, stream: str, group: str, consumer: str, most: int, after: str = ">"
+) -> list[tuple[bytes, Any]]:
+    """What nobody was handed yet; with `after` "0", what this consumer was handed and has not ended."""
+    command = ("XREADGROUP", "GROUP", group, consumer, "COUNT", most, "BLOCK", BLOCK_MS, "STREAMS", stream, after)
     try:
         answer = await link.call(*command, seconds=BLOCK_SECONDS)
     except ResponseError as error:

@@ -72,7 +72,11 @@ class Client:
             frame["key"] = key
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[id] = (future, [])
-        await self.send(orjson.dumps(frame))
+        try:
+            await self.send(orjson.dumps(frame))
+        except Closed:
+            self._asked.pop(id, None)
+            raise
         return await future
 
     async def send(self, frame: bytes) -> None:

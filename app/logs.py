@@ -43,13 +43,20 @@ class JsonLines(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
+class _File(RotatingFileHandler):
+    """What cannot be written, since the disk is full, say, has been told to stdout all the same."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        return
+
+
 def configure(role: str, data_dir: Path) -> None:
     """Send everything there. Fault when the folder cannot be written to."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     folder = data_dir / "logs"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handlers.append(RotatingFileHandler(_own(folder, role), maxBytes=FILE_BYTES, backupCount=FILES_KEPT))
+        handlers.append(_File(_own(folder, role), maxBytes=FILE_BYTES, backupCount=FILES_KEPT))
     except OSError as error:
         raise Fault(f"FIN_DATA_DIR: logs cannot be written to {folder}: {error.strerror}.") from None
     for handler in handlers:

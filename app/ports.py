@@ -51,7 +51,9 @@ class Full:
 
 @dataclass(frozen=True)
 class Expired:
-    """Not let in: the deadline had passed."""
+    """Not let in: the deadline had passed at `now`, ms of the store's clock."""
+
+    now: int
 
 
 @dataclass(frozen=True)
@@ -311,10 +313,10 @@ class WorkerBroker(Protocol):
         ...
 
     async def reap(self, lane: Lane, most: int, held: Sequence[str]) -> Sequence[Delivery]:
-        """At most `most` of what dead or hanging workers hold, handed out anew.
+        """At most `most` of what dead or hanging workers hold, handed out anew, and what was lost on its way here.
 
-        `held`: tokens of what this worker is still at work on; it is heard of, so nobody takes these over. What no
-        worker was heard of for five seconds is taken over.
+        `held`: tokens of all that this worker is at work on; it is heard of, so nobody takes these over. What no worker
+        was heard of for five seconds is taken over.
         """
         ...
 

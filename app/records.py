@@ -158,6 +158,10 @@ class Origin:
     identity: Identity | None = None
     bearer: str = field(default="", repr=False)
     refresh_token: str = field(default="", repr=False)
+    until: int | None = None  # seconds since 1970: when the bearer's token expires, once a worker has read it
+
+    def expired(self, seconds: int) -> bool:
+        return self.until is not None and seconds >= self.until
 
 
 @dataclass(frozen=True)

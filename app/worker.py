@@ -38,9 +38,6 @@ ROUNDS = 3
 MOST_DELIVERIES = 3  # what has been taken twice and came back killed its worker: it is not tried a third time
 BEAT_SECONDS = 1.0
 REAP_SECONDS = 1.0
-SPOKEN_FOR_AFTER_SECONDS = 1.0  # what is in hand for longer is told, so that nobody takes it over
-# After an outage nothing was heard of anybody, and all that is in hand looks stranded: let its holders speak first.
-CALM_SECONDS = 1.5
 BACK_OFF_SECONDS = 0.5
 ASK_AGAIN_SECONDS = 0.25
 HASH_NICENESS = 10  # hashing gives way to the loops of gateway, worker and Redis on the same cores
@@ -74,13 +71,13 @@ class Worker:
         threads = settings.hash_threads
         self._holds = {Lane.FAST: LaneHold(Lane.FAST, FAST_CREDIT), Lane.HASH: LaneHold(Lane.HASH, threads)}
         self._threads = ThreadPoolExecutor(threads, "hash", _give_way)
-        self._in_hand: dict[asyncio.Task[None], tuple[Delivery, float]] = {}  # since when, monotonic
+        self._in_hand: dict[asyncio.Task[None], Delivery] = {}
         self._parked = 0
         self._stopping = asyncio.Event()
         self._clock_offset = (time.time() - time.monotonic()) * 1000  # until the first beat
         self._ahead = 0  # ms that the store's clock is ahead of its server's own
         self._outage: float | None = None
-        self._away = -CALM_SECONDS  # when the store was away last, monotonic
+        self._spoken = False  # since the store was away last
         self._hands_back = False
 
     def stop(self) -> None:
@@ -111,9 +108,9 @@ class Worker:
             try:
                 await turn()
             except Unavailable as error:
-                self._away = time.monotonic()
+                self._spoken = False
                 if self._outage is None:
-                    self._outage = self._away
+                    self._outage = time.monotonic()
                     log.warning("the store is away", extra={"fields": {"reason": str(error)}})
                 await self._pause(BACK_OFF_SECONDS)
             except Exception:
@@ -132,30 +129,30 @@ class Worker:
             self._start(delivery, hold)
 
     async def _reap(self) -> None:
-        pause = REAP_SECONDS
+        """Say what is in hand, and take over what others have left, one at a time and each when the last one has ended:
+        what kills its worker is to take no other along to its next death.
+
+        After an outage nothing was heard of anybody, and all that is in hand looks stranded: its holders speak first.
+        """
+        suspects: list[asyncio.Task[None]] = []
         for lane, hold in self._holds.items():
-            most = self._room(hold)
-            taken = await self._broker.reap(lane, most, self._spoken_for(lane))
-            for delivery in taken:
+            most = 0 if suspects or not self._spoken else 1
+            for delivery in await self._broker.reap(lane, most, self._at_work_on(lane)):
                 log.warning("taken over", extra={"fields": _words(delivery)})
-                self._start(delivery, hold)
-            if taken and len(taken) == most:
-                pause = PARK_MS / 1000  # there may be more
-        await self._pause(pause)
+                suspects.append(self._start(delivery, hold))
+        self._spoken = True
+        if suspects:
+            await asyncio.wait(suspects, timeout=REAP_SECONDS)
+        else:
+            await self._pause(REAP_SECONDS)
 
-    def _room(self, hold: LaneHold) -> int:
-        """How much to take over: `take` leaves no room under load, so this has some of its own, and a limit."""
-        if time.monotonic() - self._away < CALM_SECONDS or hold.held > hold.credit:
-            return 0
-        return max(1, hold.credit // 2)
-
-    def _spoken_for(self, lane: Lane) -> Sequence[str]:
-        """What takes long. What should have ended by its deadline is left to who takes it over, and drops it."""
-        long_ago = time.monotonic() - SPOKEN_FOR_AFTER_SECONDS
+    def _at_work_on(self, lane: Lane) -> Sequence[str]:
+        """What should have ended by its deadline is left out: it comes again, and is dropped."""
+        now = self._now()
         return [
             delivery.token
-            for delivery, since in self._in_hand.values()
-            if delivery.lane is lane and since < long_ago and delivery.entry and self._now() < delivery.entry.deadline
+            for delivery in self._in_hand.values()
+            if delivery.lane is lane and (delivery.entry is None or now < delivery.entry.deadline)
         ]
 
     async def _beat(self) -> None:
@@ -186,10 +183,11 @@ class Worker:
 
     # --- one request --------------------------------------------------------------------------------------------
 
-    def _start(self, delivery: Delivery, hold: LaneHold) -> None:
+    def _start(self, delivery: Delivery, hold: LaneHold) -> asyncio.Task[None]:
         task = asyncio.create_task(self._serve(delivery, Turn(hold)))
-        self._in_hand[task] = (delivery, time.monotonic())
+        self._in_hand[task] = delivery
         task.add_done_callback(lambda ended: self._in_hand.pop(ended))
+        return task
 
     async def _serve(self, delivery: Delivery, turn: Turn) -> None:
         """Never raises: one request's fault is its own. What the store did not hear of comes again by `reap`."""
@@ -284,11 +282,11 @@ class Worker:
                 await self._pause(ASK_AGAIN_SECONDS)
 
     def _identified(self, origin: Origin) -> Origin:
-        """A REST call is who its token says, if the token is good: the session is looked at with the other facts."""
+        """A REST call is who its token says; whether that and its session are good yet is seen by the facts."""
         if origin.bearer:
-            claims, seconds = self._mint.read_access_token(origin.bearer), (self._now() - self._ahead) // 1000
-            if claims is not None and seconds < claims.expires:
-                return replace(origin, identity=Identity(claims.user_id, claims.session_id))
+            if (claims := self._mint.read_access_token(origin.bearer)) is not None:
+                identity = Identity(claims.user_id, claims.session_id)
+                return replace(origin, identity=identity, until=claims.expires)
         elif origin.refresh_token and (token := self._mint.read_refresh_token(origin.refresh_token)) is not None:
             return replace(origin, identity=Identity("", token.session_id))
         return origin
@@ -324,7 +322,7 @@ class Worker:
 
         A session that it speaks for has to live: else it is forgotten, and the request is a new one.
         """
-        recorded = await self._store.recall(work.same)
+        recorded = await self._insist(work.deadline, lambda: self._store.recall(work.same))
         if recorded is None:
             await self._answer_again(work, Needs(), entries.ANEW)
         elif recorded.session_id != work.owner:  # a token that was good when it asked first, perhaps
@@ -338,13 +336,15 @@ class Worker:
                 await self._drop(work, needs)
                 return
             lives = rules.session_life(facts.session, facts.now) is rules.Life.ACTIVE
-            if record.session_id and not lives:
+            if work.origin.expired(facts.seconds):
+                await self._answer_again(work, Needs(), entries.reply_of(error(Code.NOT_AUTHENTICATED)))
+            elif record.session_id and not lives:
                 await self._replay_anew(work, recorded)
             elif await self._answer_again(work, needs, record.reply, facts.session) == "conflict":
                 await self._replay_anew(work, recorded)  # the session has ended just now
 
     async def _replay_anew(self, work: Work, recorded: Recorded) -> None:
-        await self._store.forget(work.same, recorded)
+        await self._insist(work.deadline, lambda: self._store.forget(work.same, recorded))
         await self._answer_again(work, Needs(), entries.ANEW)
 
     async def _answer_again(

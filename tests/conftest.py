@@ -27,13 +27,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """A coroutine function is a test too, in an event loop of its own, with two minutes to end."""
+    """A coroutine function is a test too, in an event loop of its own, with two minutes to end unless it is marked."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     names = pyfuncitem._fixtureinfo.argnames
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    marked = pyfuncitem.get_closest_marker("seconds")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(pyfuncitem.obj(**arguments), 120))
+        runner.run(asyncio.wait_for(pyfuncitem.obj(**arguments), marked.args[0] if marked else 120))
     return True
 
 

@@ -95,14 +95,13 @@ class Process:
             self.popen.terminate()
 
     def end(self) -> int:
-        """The exit status, after one SIGTERM."""
+        """The exit status, after one SIGTERM; after a SIGKILL, when that was not enough."""
         self.terminate()
         try:
             return self.popen.wait(20)
         except subprocess.TimeoutExpired:
             self.popen.kill()
-            self.popen.wait()
-            raise
+            return self.popen.wait()
 
 
 @dataclass
@@ -111,11 +110,13 @@ class Deployment:
     redis_url: str
     environ: dict[str, str]
     processes: list[Process] = field(default_factory=list)
+    ports: list[int] = field(default_factory=list)  # of all gateways there ever were, the dead ones too
     cwd: Path = ROOT
     transport: str = "ws"
     _mails: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
     _looked: float = 0.0
+    _started: int = 0
 
     @classmethod
     @contextmanager
@@ -163,15 +164,20 @@ class Deployment:
             statuses = {process.log.name: process.end() for process in deployment.processes}
         assert not any(statuses.values()), statuses
 
-    def add(self, role: str) -> Process:
-        port = free_port() if role == "gateway" else 0
-        environ = {**self.environ, "FIN_PORT": str(port)} if port else self.environ
-        log = self.folder / f"{role}-{len(self.processes)}.out"
+    def add(self, role: str, *, port: int = 0, **settings: str) -> Process:
+        """One more process, with settings of its own; a gateway listens on `port`, or on a new one."""
+        if role == "gateway":
+            port = port or free_port()
+            settings["FIN_PORT"] = str(port)
+            if port not in self.ports:
+                self.ports.append(port)
+        log = self.folder / f"{role}-{self._started}.out"
+        self._started += 1
         with log.open("wb") as output:
             popen = subprocess.Popen(
                 [sys.executable, "-m", "app", role],
                 cwd=self.cwd,
-                env=environ,
+                env={**self.environ, **settings},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -13,14 +13,14 @@
 -- ARGV[6] most who may join
 -- ARGV[7] ms that what is known of a pending request outlives its deadline
 -- ARGV[8...] the entry's fields and values, in turn
--- Returns {"admitted", place, position, eta ms or -1} | {"full", waiting, ms until there is room or -1} | {"expired"} |
+-- Returns {"admitted", place, position, eta ms or -1} | {"full", waiting, ms until there is room or -1} | {"expired", now} |
 --   {"joined", n, ms until its deadline}: it is pending, and word of its end will come |
 --   {"crowded", n}: too many have joined | {"done", n}: its outcome is recorded; n: under its n-th name from 0
 local lane, cap, deadline = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = clock()
 local left = deadline - now
 if left <= 0 then
-  return {'expired'}
+  return {'expired', now}
 end
 for n = 4, #KEYS - 1, 2 do
   local known, joined, name = redis.call('HMGET', KEYS[n], 'state', 'until'), KEYS[n + 1], (n - 4) / 2

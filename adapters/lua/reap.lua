@@ -1,27 +1,41 @@
--- Keep what the caller is at work on, claim what a dead or hanging consumer holds, remove consumers that are gone.
+-- Keep what the caller is at work on, find what was handed to it and never came, claim what a dead or hanging consumer
+-- holds, and remove consumers that are gone.
 -- KEYS[1] stream
 -- ARGV[1] group
 -- ARGV[2] consumer that claims
 -- ARGV[3] ms without a sign of life after which an entry is claimed
 -- ARGV[4] most entries
 -- ARGV[5] ms of idleness after which an empty consumer is removed
--- ARGV[6...] ids of entries that the caller holds: a sign of life for each, where nobody else has claimed it
--- Returns {{entry id, deliveries so far, {field, value...}}...}
-local stream, group, me = KEYS[1], ARGV[1], ARGV[2]
-for _, id in ipairs({unpack(ARGV, 6)}) do
-  if #redis.call('XPENDING', stream, group, id, id, 1, me) > 0 then
-    redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID')
-  end
-end
+-- ARGV[6] ms after which an entry of the caller's own needs a sign of life, or has been lost on its way
+-- ARGV[7...] ids of entries that the caller holds
+-- Returns {{entry id, deliveries before this one, {field, value...}}...}
+local stream, group, me, most = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[4])
 local claimed = {}
-local stale = tonumber(ARGV[4]) > 0 and redis.call('XPENDING', stream, group, 'IDLE', ARGV[3], '-', '+', ARGV[4]) or {}
-for _, pending in ipairs(stale) do
-  local id, deliveries = pending[1], pending[4]
-  local entry = redis.call('XCLAIM', stream, group, me, 0, id)[1]
+
+local function claim(id, deliveries, ...)
+  local entry = redis.call('XCLAIM', stream, group, me, 0, id, ...)[1]
   if entry then
     claimed[#claimed + 1] = {id, deliveries, entry[2]}
   else
     redis.call('XACK', stream, group, id) -- a ghost: deleted, but still pending
+  end
+end
+
+local held = {}
+for _, id in ipairs({unpack(ARGV, 7)}) do
+  held[id] = true
+end
+for _, mine in ipairs(redis.call('XPENDING', stream, group, 'IDLE', ARGV[6], '-', '+', 1000, me)) do
+  local id, deliveries = mine[1], mine[4]
+  if held[id] then
+    redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID')
+  else
+    claim(id, deliveries - 1, 'RETRYCOUNT', deliveries) -- nobody has begun it, so it does not count again
+  end
+end
+if most > 0 then
+  for _, other in ipairs(redis.call('XPENDING', stream, group, 'IDLE', ARGV[3], '-', '+', most)) do
+    claim(other[1], other[4])
   end
 end
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do

@@ -98,6 +98,13 @@ class Gateway:
         """The store's clock, in ms."""
         return int(time.monotonic() * 1000 + self._clock_offset)
 
+    def _set_clock(self, now: int) -> None:
+        self._clock_offset = now - time.monotonic() * 1000
+
+    @staticmethod
+    def _left_ms(pending: Pending) -> int:
+        return pending.frame.timeout_ms - int((time.monotonic() - pending.started) * 1000)
+
     # --- connections ---------------------------------------------------------------------------------------------
 
     def room_for(self, ip: str) -> bool:
@@ -220,7 +227,7 @@ class Gateway:
         if caller is None:
             return  # gone meanwhile
         pending.rounds += 1
-        deadline = self.now() + frame.timeout_ms - int((time.monotonic() - pending.started) * 1000)
+        deadline = self.now() + self._left_ms(pending)
         origin = caller.origin(self._node)
         entry = entries.pack_request(
             pending.envelope, pending.rid, frame, origin, deadline, pending.same, replay=replay
@@ -241,8 +248,12 @@ class Gateway:
             case Full(retry_after_ms):
                 spread = random.uniform(0.75, 1.25)  # noqa: S311  # so that they do not all come back at once
                 self._in_flight.fail(pending, Code.OVERLOADED, int(max(250, retry_after_ms or 1000) * spread))
-            case Expired():
-                self._in_flight.fail(pending, Code.DEADLINE_EXCEEDED)
+            case Expired(now):
+                self._set_clock(now)
+                if self._left_ms(pending) > 0 and pending.rounds < MOST_ROUNDS:  # the store's clock was set forwards
+                    await self._admit(pending, replay=replay)
+                else:
+                    self._in_flight.fail(pending, Code.DEADLINE_EXCEEDED)
             case Known("joined", formerly, left_ms):
                 pending.known_as(formerly)
                 self._in_flight.ask_again(pending, left_ms, self._anew)
@@ -364,7 +375,7 @@ class Gateway:
         while True:
             try:
                 now, lapsed = await self._broker.heartbeat()
-                self._clock_offset = now - time.monotonic() * 1000
+                self._set_clock(now)
                 if lapsed:  # we counted as dead: what ended meanwhile was not told to us
                     for connection in self.connections:
                         if connection.identity is not None:

@@ -24,6 +24,9 @@ class MailerLoop:
     def __init__(self, queue: MailQueue, mailer: Mailer, opener: Opener) -> None:
         self._queue, self._mailer, self._opener = queue, mailer, opener
         self._stopping = asyncio.Event()
+        self._sent: set[str] = (
+            set()
+        )  # and the queue could not be told: a mail of these comes again, and is not sent again
 
     def stop(self) -> None:
         self._stopping.set()
@@ -33,7 +36,10 @@ class MailerLoop:
             while not self._stopping.is_set():
                 try:
                     taken = await self._queue.take(AT_ONCE)
-                    await asyncio.gather(*(self._send(token, sealed) for token, sealed in taken))
+                    sending = [self._send(token, sealed) for token, sealed in taken]
+                    for failed in await asyncio.gather(*sending, return_exceptions=True):
+                        if isinstance(failed, BaseException):
+                            raise failed
                 except Unavailable as error:
                     log.warning("the mail queue is away", extra={"fields": {"reason": str(error)}})
                     await self._pause(BACK_OFF_SECONDS)
@@ -53,14 +59,16 @@ class MailerLoop:
             await self._queue.bury(token, str(error))
             return
         try:
-            sent = mail.kind == "decoy" or await self._hand_over(mail, sealed.id)
+            sent = token in self._sent or mail.kind == "decoy" or await self._hand_over(mail, sealed.id)
         except Unavailable:
             raise
         except Exception:  # one mail's fault is its own
             log.exception("mail failed", extra={"fields": {"mail": sealed.id}})
             sent = False
         if sent:
+            self._sent.add(token)
             await self._queue.done(token)
+            self._sent.discard(token)
         else:
             await self._queue.bury(token, f"not sent in {TRIES} tries", sealed)
 
