@@ -32,8 +32,9 @@ from app.settings import Failpoints
 log = logging.getLogger("finthenticate")
 
 
-def armed(spec: Failpoints, url: str, links: dict[Lane, Link], consumer: str) -> tuple[RedisWorker, RedisStore]:
-    """In place of a RedisWorker and its RedisStore."""
+def armed(spec: Failpoints, url: str, consumer: str) -> tuple[RedisWorker, RedisStore]:
+    """In place of redis_streams.worker."""
+    links = {lane: Link(url, f"take-{lane}") for lane in Lane}
     fate = Fate(spec)
     batch = Batch(FailingLink(url, "worker", fate))
     store = FailingStore(batch, fate)

@@ -36,6 +36,11 @@ def lane(lane: Lane) -> str:
     return f"{_TAG}lane:{lane}"
 
 
+def lane_open(lane: Lane) -> str:
+    """What has not ended of a lane whose entries another broker holds."""
+    return f"{_TAG}lane:{lane}:open"
+
+
 def lane_count(lane: Lane) -> str:
     return f"{_TAG}lane:{lane}:count"
 

@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from adapters import names
 from adapters.lua import BACKLOG, RETRY
 from adapters.redis_link import Batch, Link
-from adapters.redis_streams import NODE_LIVES_MS, WORKER_LIVES_MS
+from adapters.redis_state import NODE_LIVES_MS, WORKER_LIVES_MS
 from app.messages import Lane
 from app.ports import Backlog, Beat, LaneVitals, Letter, Overview, Unavailable, Vitals, WorkerSeen
 
@@ -38,21 +38,21 @@ class RedisOperator:
 
     async def look(self) -> Overview:
         lanes, batch = list(Lane), self._batch
-        streams = [(names.lane(lane), names.GROUP) for lane in lanes] + [(names.MAIL, names.MAIL_GROUP)]
-        said, nodes, dead, newest, *found = await _answers(
+        said, nodes, dead, newest, mail = await _answers(
             batch.command("HGETALL", names.WORKERS),
             batch.command("ZRANGE", names.LIVING, 0, -1, "WITHSCORES"),
             batch.command("XLEN", names.DEAD),
             batch.command("XREVRANGE", names.DEAD, "+", "-", "COUNT", 1),
-            *(batch.script(BACKLOG, [stream], group) for stream, group in streams),
+            batch.script(BACKLOG, [names.MAIL], names.MAIL_GROUP),
         )
-        now, ahead = found[0][:2]
+        now, ahead = mail[:2]
         since = now - NODE_LIVES_MS
         beats = dict(_beats(said, now))
         pending: dict[str, dict[Lane, int]] = {name: {} for name in beats}
-        for lane, (*_, consumers) in zip(lanes, found):
-            for name, held in consumers:
-                pending.setdefault(_text(name), {})[lane] = held
+        found = await self._lanes(lanes, beats, now)
+        for lane, (_, consumers) in zip(lanes, found):
+            for name, held in consumers.items():
+                pending.setdefault(name, {})[lane] = held
         return Overview(
             now=now,
             workers=tuple(
@@ -60,12 +60,19 @@ class RedisOperator:
                 for name, held in sorted(pending.items())
             ),
             nodes=tuple(sorted(_text(node) for node, at in zip(nodes[::2], nodes[1::2]) if int(at) > since)),
-            lanes={lane: _backlog(answer) for lane, answer in zip(lanes, found)},
-            mail=_backlog(found[-1]),
+            lanes={lane: backlog for lane, (backlog, _) in zip(lanes, found)},
+            mail=_backlog(mail),
             dead=dead,
             newest=_letter(*newest[0]) if newest else None,
             ahead=ahead,
         )
+
+    async def _lanes(
+        self, lanes: Sequence[Lane], beats: Mapping[str, Beat], now: int
+    ) -> Sequence[tuple[Backlog, dict[str, int]]]:
+        """Of each lane what it holds, and who holds how much of it."""
+        found = await _answers(*(self._batch.script(BACKLOG, [names.lane(lane)], names.GROUP) for lane in lanes))
+        return [(_backlog(answer), {_text(name): held for name, held in answer[-1]}) for answer in found]
 
     async def letters(self, most: int | None) -> Sequence[Letter]:
         found: list[Letter] = []
@@ -93,6 +100,26 @@ class RedisOperator:
 
     async def close(self) -> None:
         await self._batch.close()
+
+
+class ElsewhereOperator(RedisOperator):
+    """Where another broker holds the entries: what is in hand is what workers say of themselves."""
+
+    async def _lanes(
+        self, lanes: Sequence[Lane], beats: Mapping[str, Beat], now: int
+    ) -> Sequence[tuple[Backlog, dict[str, int]]]:
+        counts = await _answers(*(self._batch.command("ZCARD", names.lane_open(lane)) for lane in lanes))
+        firsts = await _answers(
+            *(self._batch.command("ZRANGE", names.lane_open(lane), 0, 0, "WITHSCORES") for lane in lanes)
+        )
+        found = []
+        for lane, count, first in zip(lanes, counts, firsts):
+            held = {name: can.in_hand for name, beat in beats.items() if (can := beat.vitals.lanes.get(lane))}
+            in_hand = min(count, sum(held.values()))
+            age = max(0, now - int(first[1])) if first else None
+            waits = count > in_hand
+            found.append((Backlog(count - in_hand, in_hand, age if waits else None, None if waits else age), held))
+        return found
 
 
 async def _answers(*asked: Awaitable[Any]) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -12,7 +12,7 @@ from adapters import names
 from adapters.lua import CHECK, FORGET, SETTLE
 from adapters.redis_link import Batch, Command
 from app import rules
-from app.ports import Record, Settlement, State
+from app.ports import Entry, Record, Settlement, Signed, State
 from app.records import (
     Account,
     Challenge,
@@ -53,11 +53,24 @@ def text(box: bytes) -> str:
 unpack = base64.b64decode
 
 
-class RedisStore:
-    """`check` is the Store port; `settle` serves a broker, which adds what delivering and replying takes."""
+Post = tuple[str, list[str]]  # a node, and what it is told: names and values in turn
 
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
+
+class Settled(NamedTuple):
+    """How it ended, and what the broker has to send now: again and again, where it settles again."""
+
+    state: str
+    posts: list[Post]
+
+
+class RedisStore:
+    """`check` is the Store port; `settle` serves a broker, which adds what delivering and replying takes.
+
+    `replies`: prefix of the nodes' reply streams; None: what is to be told to nodes is the broker's to send.
+    """
+
+    def __init__(self, batch: Batch, replies: str | None = names.REPLIES) -> None:
+        self._batch, self._replies = batch, replies
 
     async def check(self, rid: str, deadline: int, needs: Needs) -> Facts | str:
         ask = {
@@ -103,13 +116,11 @@ class RedisStore:
 
     async def settle(
         self,
-        rid: str,
-        deadline: int,
+        entry: Entry,
         settlement: Settlement,
-        reply: Sequence[Command],
         delivery: Sequence[Command],
         patience: float,
-    ) -> str:
+    ) -> Settled:
         """As WorkerBroker.settle says; `delivery` is run in every case but "conflict" and "full"."""
         outcome = settlement.outcome
         conditions: list[Command] = []
@@ -119,11 +130,12 @@ class RedisStore:
             _translate(write, conditions, commands, swaps)
         if settlement.audit:
             commands.append(("XADD", names.EVENTS, "MAXLEN", "~", EVENTS_KEPT, "*", *_flat(settlement.audit)))
-        commands += reply
+        reply = ("k", "reply", "r", settlement.reply.rid, "x", text(settlement.reply.box))
         plan = {
-            **_plan(rid, deadline, settlement.limits, outcome.verdict, delivery),
+            **self._plan(entry.rid, entry.deadline, settlement.limits, outcome.verdict, delivery),
             "conditions": conditions,
             "commands": commands,
+            "posts": [(entry.node, reply)],
             "swaps": swaps,
             "presence": _presence(settlement),
             "record": _record(settlement.record),
@@ -133,52 +145,60 @@ class RedisStore:
             ],
             "mails": _mails(settlement, conditions),
         }
-        return await self._settle(rid, plan, patience)
+        return await self._settle(entry.rid, plan, patience)
 
     async def drop(
-        self, rid: str, limits: Sequence[Limit], delivery: Sequence[Command], record: Record | None = None
-    ) -> None:
-        """Nothing happened: every reserved place comes back."""
-        plan = _plan(rid, 0, limits, Verdict.UNJUDGED, delivery)
-        await self._settle(rid, plan | {"record": _record(record)}, 0.0)
+        self,
+        rid: str,
+        limits: Sequence[Limit],
+        delivery: Sequence[Command],
+        record: Record | None = None,
+        failure: tuple[str, Signed] | None = None,
+    ) -> Settled:
+        """Nothing happened: every reserved place comes back. `failure`: (node, word for its client)."""
+        posts = []
+        if failure is not None:
+            node, word = failure
+            posts.append((node, ("k", "failure", "x", text(word.body), "m", text(word.mac))))
+        plan = self._plan(rid, 0, limits, Verdict.UNJUDGED, delivery) | {"posts": posts, "record": _record(record)}
+        return await self._settle(rid, plan, 0.0)
 
-    async def _settle(self, rid: str, plan: dict[str, Any], patience: float) -> str:
-        state, _ = await self._batch.script(SETTLE, [names.done(rid)], pack(plan), patience=patience)
-        return str(state, "ascii")
+    async def _settle(self, rid: str, plan: dict[str, Any], patience: float) -> Settled:
+        state, _, posts = await self._batch.script(SETTLE, [names.done(rid)], pack(plan), patience=patience)
+        return Settled(str(state, "ascii"), msgspec.msgpack.decode(posts, type=list[Post]) if posts else [])
 
-
-def _plan(
-    rid: str, deadline: int, limits: Sequence[Limit], verdict: Verdict, delivery: Sequence[Command]
-) -> dict[str, Any]:
-    return {
-        "rid": rid,
-        "deadline": deadline,
-        "mark": DONE_KEPT_MS,
-        "conditions": [],
-        "limits": [
-            (
-                *_keys(lim),
-                rules.settle_limit(lim, verdict),
-                lim.most,
-                lim.window_ms,
-                lim.penalty_ms,
-                lim.most_penalty_ms,
-            )
-            for lim in limits
-        ],
-        "notices": [],
-        "swaps": [],
-        "commands": [],
-        "mails": [],
-        "presence": [],
-        "delivery": delivery,
-        "nodes": names.NODES,
-        "replies": names.REPLIES,
-        "mail": names.MAIL,
-        "most_mail": MAILS_KEPT,
-        "keep": REPLIES_KEPT_MS,
-        "most": REPLIES_KEPT,
-    }
+    def _plan(
+        self, rid: str, deadline: int, limits: Sequence[Limit], verdict: Verdict, delivery: Sequence[Command]
+    ) -> dict[str, Any]:
+        return {
+            "rid": rid,
+            "deadline": deadline,
+            "mark": DONE_KEPT_MS,
+            "conditions": [],
+            "limits": [
+                (
+                    *_keys(lim),
+                    rules.settle_limit(lim, verdict),
+                    lim.most,
+                    lim.window_ms,
+                    lim.penalty_ms,
+                    lim.most_penalty_ms,
+                )
+                for lim in limits
+            ],
+            "notices": [],
+            "swaps": [],
+            "commands": [],
+            "mails": [],
+            "presence": [],
+            "delivery": delivery,
+            "nodes": names.NODES,
+            "replies": self._replies,
+            "mail": names.MAIL,
+            "most_mail": MAILS_KEPT,
+            "keep": REPLIES_KEPT_MS,
+            "most": REPLIES_KEPT,
+        }
 
 
 def _mails(settlement: Settlement, conditions: list[Command]) -> list[tuple[Any, ...]]:

@@ -19,21 +19,19 @@ from urllib.request import urlopen
 
 import uvloop
 
-from adapters import failpoints
+from adapters import failpoints, rabbitmq, redis_streams
 from adapters.embedded_redis import EmbeddedRedis, running_url
 from adapters.env_file import EnvFile, WatchedEnv
 from adapters.key_files import KeyFiles
 from adapters.outbox import Outbox
-from adapters.redis_link import Batch, Link, check_durability
-from adapters.redis_operator import RedisOperator
-from adapters.redis_store import RedisStore
-from adapters.redis_streams import RedisGateway, RedisMailQueue, RedisWorker
+from adapters.redis_link import Link, check_durability
+from adapters.redis_operator import ElsewhereOperator, RedisOperator
+from adapters.redis_streams import RedisMailQueue
 from app import logs, tokens
 from app.gateway.gateway import Gateway
 from app.gateway.server import create_app, listen, serve
 from app.keys import Ring
 from app.mail.mailer import MailerLoop
-from app.messages import Lane
 from app.operator.dead import USAGE as DEAD_USAGE
 from app.operator.dead import Dead
 from app.operator.keys import USAGE as KEYS_USAGE
@@ -42,7 +40,7 @@ from app.operator.status import USAGE as STATUS_USAGE
 from app.operator.status import Status
 from app.operator.words import Misuse
 from app.passwords import Hasher
-from app.ports import Unavailable
+from app.ports import GatewayBroker, Store, Unavailable, WorkerBroker
 from app.reload import Source, keep_fresh
 from app.sealing import Opener
 from app.settings import ROLES, Fault, Settings, data_dir
@@ -101,7 +99,8 @@ def _operate(command: Status | Dead) -> int:
 
     async def connect() -> RedisOperator:
         try:
-            return RedisOperator(Link(await _redis_url(settings), "operator"))
+            link = Link(await _redis_url(settings), "operator")
+            return ElsewhereOperator(link) if settings.amqp_url else RedisOperator(link)
         except NoServer as none:
             raise Unavailable(str(none)) from None
 
@@ -133,7 +132,11 @@ async def _gateway(settings: Settings) -> int:
     url = await _redis_url(settings)
     keys = KeyFiles(settings.data_dir)
     node = f"{tokens.SHARD}-{secrets.token_urlsafe(9)}"
-    broker = RedisGateway(Batch(Link(url, "gateway")), Link(url, "replies"), node, settings.max_queue)
+    broker: GatewayBroker = (
+        rabbitmq.gateway(url, settings.amqp_url, settings.deployment, node, settings.max_queue)
+        if settings.amqp_url
+        else redis_streams.gateway(url, node, settings.max_queue)
+    )
     gateway = Gateway(settings, broker, node, keys.seal_keys(Ring.SEAL, private=False))
     token_keys = keys.token_keys(private=False)
     app = create_app(settings, gateway, lambda: tokens.jwks(token_keys.public))
@@ -148,13 +151,8 @@ async def _worker(settings: Settings) -> int:
     url = await _redis_url(settings)
     keys = KeyFiles(settings.data_dir)
     seal_keys, token_keys = keys.seal_keys(Ring.SEAL, private=True), keys.token_keys(private=True)
-    batch = Batch(Link(url, "worker"))
-    store = RedisStore(batch)
-    links = {lane: Link(url, f"take-{lane}") for lane in Lane}
     name = _consumer()
-    broker = RedisWorker(batch, store, links, name)
-    if settings.failpoints:
-        broker, store = failpoints.armed(settings.failpoints, url, links, name)
+    broker, store = _worker_side(settings, url, name)
     worker = Worker(
         settings,
         name,
@@ -169,6 +167,14 @@ async def _worker(settings: Settings) -> int:
     _on_signals(worker.stop, told.set)
     log.info("working", extra={"fields": {"name": name, "hash_threads": settings.hash_threads}})
     return await _run(settings, url, worker.run, keys, told)
+
+
+def _worker_side(settings: Settings, url: str, name: str) -> tuple[WorkerBroker, Store]:
+    if settings.failpoints:
+        return failpoints.armed(settings.failpoints, url, name)
+    if settings.amqp_url:
+        return rabbitmq.worker(url, settings.amqp_url, settings.deployment, name)
+    return redis_streams.worker(url, name)
 
 
 async def _mailer(settings: Settings) -> int:
@@ -200,7 +206,7 @@ async def _run(
     """
     sources: Sequence[Source] = [*keys.watched, WatchedEnv(_env(), settings)]
     async with asyncio.TaskGroup() as group:
-        check = group.create_task(check_durability(Link(url, "check"), strict=settings.durability_strict))
+        check = group.create_task(_check(settings, url))
         fresh = group.create_task(keep_fresh(sources))
         if told is not None:
             stop = group.create_task(told.wait())
@@ -210,6 +216,13 @@ async def _run(
         check.cancel()
         fresh.cancel()
     return 0
+
+
+async def _check(settings: Settings, url: str) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(check_durability(Link(url, "check"), strict=settings.durability_strict))
+        if settings.amqp_url:
+            group.create_task(rabbitmq.check_broker(settings.amqp_url, settings.deployment))
 
 
 async def _redis_url(settings: Settings) -> str:

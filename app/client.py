@@ -180,6 +180,9 @@ class Steady:
         if time.monotonic() > self._expires - 30:
             self._remember(await client.ask("refresh", refreshToken=self._tokens["refreshToken"]))
         answer = await client.ask("authenticate", accessToken=self._tokens["accessToken"])
+        if answer.code == "token_expired" and self._tokens is not None:  # by the server's clock it is
+            self._remember(await client.ask("refresh", refreshToken=self._tokens["refreshToken"]))
+            answer = await client.ask("authenticate", accessToken=self._tokens["accessToken"])
         if answer.event == "error":
             raise Closed(1013)  # not now: `ask` tries again
         if answer.event != "authenticated":

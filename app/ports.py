@@ -58,9 +58,12 @@ class Expired:
 
 @dataclass(frozen=True)
 class Known:
-    """Not let in: the same request is. JOINED: word of its end will come as a Signed. DONE: ask for a replay."""
+    """Not let in: the same request is.
 
-    state: Literal["joined", "done", "crowded"]  # crowded: eight wait for it already
+    "joined": word of its end will come as a Signed. "done": ask for a replay. "crowded": eight wait for it already.
+    """
+
+    state: Literal["joined", "done", "crowded"]
     formerly: str = ""  # the former name it is known under, where it is one
     left_ms: int = 0  # joined: until its deadline; past that without a word it has come to nothing
 
@@ -255,8 +258,8 @@ class GatewayBroker(Protocol):
         """(user id, connection) pairs that are authenticated here no longer."""
         ...
 
-    async def heartbeat(self) -> tuple[int, bool]:
-        """This node lives. The store's clock in ms, and whether the node had counted as dead meanwhile.
+    async def heartbeat(self) -> tuple[Clock, bool]:
+        """This node lives. The store's clock, and whether the node had counted as dead meanwhile.
 
         Without a beat for ten seconds it does: then what concerns its connections is not told to it.
         """

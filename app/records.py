@@ -158,10 +158,10 @@ class Origin:
     identity: Identity | None = None
     bearer: str = field(default="", repr=False)
     refresh_token: str = field(default="", repr=False)
-    until: int | None = None  # seconds since 1970: when the bearer's token expires, once a worker has read it
+    good: tuple[int, int] | None = None  # seconds since 1970: from when and until when the bearer's token is, once read
 
-    def expired(self, seconds: int) -> bool:
-        return self.until is not None and seconds >= self.until
+    def good_at(self, seconds: int) -> bool:
+        return self.good is None or self.good[0] <= seconds < self.good[1]
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,8 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     redis_url: str | None = field(default=None, repr=False)
+    amqp_url: str | None = field(default=None, repr=False)  # None: Redis is the broker too
+    deployment: str = "finthenticate"
     data_dir: Path = Path("var")
     mail_url: str = field(default="file:outbox", repr=False)
     public_url: str = "http://127.0.0.1:8000"
@@ -203,7 +205,8 @@ def dotenv_line(line: str) -> tuple[str, str] | None:
 
 # Read by name below; a FIN_ name that is not here is a typing error, said as a warning.
 KNOWN = frozenset(
-    """FIN_HOST FIN_PORT FIN_REDIS_URL FIN_BROKER_URL FIN_DATA_DIR FIN_MAIL_URL FIN_PUBLIC_URL FIN_ALLOWED_ORIGINS
+    """FIN_HOST FIN_PORT FIN_REDIS_URL FIN_BROKER_URL FIN_DEPLOYMENT FIN_DATA_DIR FIN_MAIL_URL FIN_PUBLIC_URL
+    FIN_ALLOWED_ORIGINS
     FIN_TRUSTED_PROXIES FIN_EMAIL_CONFIRMATION FIN_DEVICE_VERIFICATION FIN_ARGON2 FIN_MIN_PASSWORD FIN_AUDIENCE
     FIN_FAILURES_PER_ACCOUNT FIN_FAILURES_PER_IP FIN_REGISTRATIONS_PER_IP FIN_MAILS_PER_IP FIN_MAILS_PER_ACCOUNT
     FIN_CONNECTIONS_PER_IP FIN_MESSAGES_PER_SECOND FIN_OPS_PORT FIN_DURABILITY FIN_MAX_QUEUE FIN_HASH_THREADS
@@ -218,9 +221,12 @@ def _read(env: _Reader, roles: tuple[str, ...], cores: int) -> Settings:
     port = env.integer("FIN_PORT", 8000, 1, 65535)
     url_host = f"[{host}]" if ":" in host else host
     redis_url = env.url("FIN_REDIS_URL", ("redis", "rediss", "unix"))
-    broker_url = env.url("FIN_BROKER_URL", ("redis", "rediss", "unix"))
-    if broker_url and broker_url != redis_url:
-        env.fault("FIN_BROKER_URL", "must be the same as FIN_REDIS_URL; another broker is not supported yet")
+    broker_url = env.url("FIN_BROKER_URL", ("redis", "rediss", "unix", "amqp", "amqps"))
+    if broker_url and not broker_url.startswith("amqp") and broker_url != redis_url:
+        env.fault("FIN_BROKER_URL", "must be the same as FIN_REDIS_URL, or an amqp:// URL")
+    deployment = env.text("FIN_DEPLOYMENT", "finthenticate")
+    if not re.fullmatch("[a-z0-9-]{1,40}", deployment):
+        env.fault("FIN_DEPLOYMENT", f"must be 1 to 40 of a-z, 0-9 and -, not {deployment!r}")
     mail_url = env.text("FIN_MAIL_URL", "file:outbox")
     if not mail_url.startswith("file:") or mail_url == "file:":
         env.fault("FIN_MAIL_URL", "must be file:DIR; other ways of sending are not supported yet")
@@ -231,6 +237,8 @@ def _read(env: _Reader, roles: tuple[str, ...], cores: int) -> Settings:
         host=host,
         port=port,
         redis_url=redis_url,
+        amqp_url=broker_url if broker_url and broker_url.startswith("amqp") else None,
+        deployment=deployment,
         data_dir=data_dir(env.environ),
         mail_url=mail_url,
         public_url=(env.url("FIN_PUBLIC_URL", ("http", "https")) or f"http://{url_host}:{port}").rstrip("/"),

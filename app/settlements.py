@@ -91,8 +91,7 @@ class Settlements:
             # are told to ask again, and are evaluated.
             return Record(same, owner, None, entries.sign_word(edge, same, None, None))
         speaks_for = "" if outcome.forget else owner or getattr(outcome.data, "session_id", "")
-        reply = replace(entries.reply_of(outcome), even=False)
-        box = entries.pack_record(self._settings.worker_secret, same, reply, speaks_for)
+        box = entries.pack_record(self._settings.worker_secret, same, entries.reply_of(outcome), speaks_for)
         return Record(same, owner, box, entries.sign_word(edge, same, None, None))
 
     def _settlement(self, work: Work, needs: Needs, outcome: Outcome, reply: entries.OpenedReply) -> Settlement:

@@ -20,6 +20,7 @@ from app.settings import Secret, Secrets
 
 SHARD = "0"  # there is one today; ids carry it so that more can come without a change of format
 CODE_DIGITS = 8
+EARLY_SECONDS = 10  # a clock that is set back by less than this does not make new tokens invalid (RFC 7519 4.1.5)
 
 
 def new_id(kid: str) -> str:
@@ -48,6 +49,13 @@ class AccessClaims:
     session_id: str
     not_before: int
     expires: int
+
+    @property
+    def good_from(self) -> int:
+        return self.not_before - EARLY_SECONDS
+
+    def good_at(self, seconds: int) -> bool:
+        return self.good_from <= seconds < self.expires
 
 
 class Mint:

@@ -71,7 +71,9 @@ class Worker:
         threads = settings.hash_threads
         self._holds = {Lane.FAST: LaneHold(Lane.FAST, FAST_CREDIT), Lane.HASH: LaneHold(Lane.HASH, threads)}
         self._threads = ThreadPoolExecutor(threads, "hash", _give_way)
-        self._in_hand: dict[asyncio.Task[None], Delivery] = {}
+        self._thread_of_suspects = ThreadPoolExecutor(1, "hash", _give_way)  # they come one by one, and have waited
+        self._in_hand: dict[tuple[Lane, str], asyncio.Task[None]] = {}
+        self._suspects: set[asyncio.Task[None]] = set()  # handed out before: perhaps what killed its worker
         self._parked = 0
         self._stopping = asyncio.Event()
         self._clock_offset = (time.time() - time.monotonic()) * 1000  # until the first beat
@@ -94,10 +96,11 @@ class Worker:
                 group.create_task(self._steady(self._reap))
                 group.create_task(self._steady(self._beat))
             if self._in_hand:
-                await asyncio.wait(self._in_hand, timeout=DRAIN_SECONDS)
+                await asyncio.wait(self._in_hand.values(), timeout=DRAIN_SECONDS)
             await self._farewell()
         finally:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            for threads in (self._threads, self._thread_of_suspects):
+                threads.shutdown(wait=False, cancel_futures=True)
             await self._broker.close()
 
     # --- loops -----------------------------------------------------------------------------------------------
@@ -126,7 +129,10 @@ class Worker:
             await hold.room.wait()
             return
         for delivery in await self._broker.take(lane, hold.credit - hold.held):
-            self._start(delivery, hold)
+            if delivery.deliveries > 1 and self._suspects:
+                await self._return(delivery, self._broker.release)
+            else:
+                self._start(delivery, hold)
 
     async def _reap(self) -> None:
         """Say what is in hand, and take over what others have left, one at a time and each when the last one has ended:
@@ -134,32 +140,29 @@ class Worker:
 
         After an outage nothing was heard of anybody, and all that is in hand looks stranded: its holders speak first.
         """
-        suspects: list[asyncio.Task[None]] = []
+        taken = 0
         for lane, hold in self._holds.items():
-            most = 0 if suspects or not self._spoken else 1
+            most = 0 if self._suspects or not self._spoken else 1
             for delivery in await self._broker.reap(lane, most, self._at_work_on(lane)):
                 log.warning("taken over", extra={"fields": _words(delivery)})
-                suspects.append(self._start(delivery, hold))
+                self._start(delivery, hold)
+                taken += 1
         self._spoken = True
-        if suspects:
-            await asyncio.wait(suspects, timeout=REAP_SECONDS)
-        else:
+        if self._suspects:
+            await asyncio.wait(self._suspects, timeout=REAP_SECONDS)
+        elif not taken:
             await self._pause(REAP_SECONDS)
 
     def _at_work_on(self, lane: Lane) -> Sequence[str]:
-        """What should have ended by its deadline is left out: it comes again, and is dropped."""
-        now = self._now()
-        return [
-            delivery.token
-            for delivery in self._in_hand.values()
-            if delivery.lane is lane and (delivery.entry is None or now < delivery.entry.deadline)
-        ]
+        return [token for its_lane, token in self._in_hand if its_lane is lane]
 
     async def _beat(self) -> None:
         lanes = {
             lane: LaneVitals(hold.slots, hold.rate(), hold.held, hold.drained()) for lane, hold in self._holds.items()
         }
         clock = await self._broker.beat(Vitals(self._holds[Lane.HASH].hash_ms, lanes))
+        if abs(clock.now - self._now()) > BEAT_SECONDS * 1000:
+            self._spoken = False  # all that is in hand looks as old as the step was wide
         self._clock_offset = clock.now - time.monotonic() * 1000
         if clock.ahead != self._ahead:
             self._ahead = clock.ahead
@@ -183,11 +186,15 @@ class Worker:
 
     # --- one request --------------------------------------------------------------------------------------------
 
-    def _start(self, delivery: Delivery, hold: LaneHold) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._serve(delivery, Turn(hold)))
-        self._in_hand[task] = delivery
-        task.add_done_callback(lambda ended: self._in_hand.pop(ended))
-        return task
+    def _start(self, delivery: Delivery, hold: LaneHold) -> None:
+        key = (delivery.lane, delivery.token)
+        if key in self._in_hand:
+            return  # taken, and taken for lost while it was on its way
+        self._in_hand[key] = task = asyncio.create_task(self._serve(delivery, Turn(hold)))
+        task.add_done_callback(lambda _: self._in_hand.pop(key))
+        if delivery.deliveries > 1:
+            self._suspects.add(task)
+            task.add_done_callback(self._suspects.discard)
 
     async def _serve(self, delivery: Delivery, turn: Turn) -> None:
         """Never raises: one request's fault is its own. What the store did not hear of comes again by `reap`."""
@@ -286,7 +293,7 @@ class Worker:
         if origin.bearer:
             if (claims := self._mint.read_access_token(origin.bearer)) is not None:
                 identity = Identity(claims.user_id, claims.session_id)
-                return replace(origin, identity=identity, until=claims.expires)
+                return replace(origin, identity=identity, good=(claims.good_from, claims.expires))
         elif origin.refresh_token and (token := self._mint.read_refresh_token(origin.refresh_token)) is not None:
             return replace(origin, identity=Identity("", token.session_id))
         return origin
@@ -309,13 +316,11 @@ class Worker:
             outcome = handlers.decide(work.kind, work.request, facts, ctx)
             return outcome, (time.perf_counter() - started) * 1000
 
-        outcome, ms = await self._in_thread(hashing)
+        threads = self._threads if work.delivery.deliveries == 1 else self._thread_of_suspects
+        outcome, ms = await asyncio.get_running_loop().run_in_executor(threads, hashing)
         if ms > 1.0:  # a refusal without hashing says nothing about the cost of one
             hold.hashed(ms)
         return outcome
-
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     async def _replay(self, work: Work) -> None:
         """What became of the same request, to one more who asks; nothing is evaluated.
@@ -336,7 +341,7 @@ class Worker:
                 await self._drop(work, needs)
                 return
             lives = rules.session_life(facts.session, facts.now) is rules.Life.ACTIVE
-            if work.origin.expired(facts.seconds):
+            if work.kind.needs_session and not work.origin.good_at(facts.seconds):
                 await self._answer_again(work, Needs(), entries.reply_of(error(Code.NOT_AUTHENTICATED)))
             elif record.session_id and not lives:
                 await self._replay_anew(work, recorded)
@@ -368,8 +373,8 @@ class Worker:
         failure, record = self._settlements.of_failure(delivery.entry)
         try:
             await self._broker.bury(delivery, reason, failure, record, limits)
-        except Unavailable as unavailable:
-            log.warning("not buried", extra={"fields": {**_words(delivery), "reason": str(unavailable)}})
+        except Exception as error:  # likewise
+            log.warning("not buried", extra={"fields": {**_words(delivery), "reason": str(error)}})
 
     async def _park(self, delivery: Delivery) -> None:
         """Back to the lane's tail after a short pause, which holds no credit."""
@@ -384,8 +389,8 @@ class Worker:
     async def _return(self, delivery: Delivery, way: Callable[[Delivery], Awaitable[None]]) -> None:
         try:
             await way(delivery)
-        except Unavailable as unavailable:  # it comes again by `reap`
-            log.warning("not given back", extra={"fields": {**_words(delivery), "reason": str(unavailable)}})
+        except Exception as error:  # it comes again by `reap`
+            log.warning("not given back", extra={"fields": {**_words(delivery), "reason": str(error)}})
 
     def _hand_back(self) -> None:
         self._hands_back = True

@@ -5,50 +5,90 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
 
-from adapters.embedded_redis import EmbeddedRedis, find_server
-from tests.deployment import Deployment
+from tests.deployment import BROKER, Deployment
+from tests.servers import Kind, Misconfigured, locate, report, server_of
 
 
-def pytest_report_header() -> str:
-    given = os.environ.get("FIN_TEST_REDIS_URL")
-    return f"redis: {'from FIN_TEST_REDIS_URL' if given else find_server()}"
+def pytest_report_header() -> list[str]:
+    try:
+        return report(os.environ)
+    except Misconfigured as wrong:
+        raise pytest.UsageError(str(wrong)) from None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What looks for everybody's secrets comes last."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--broker", choices=("redis", "amqp"), default="redis", help="what deployments queue with")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What looks for everybody's secrets comes last. With another broker, what is about streams is left out."""
+    if config.getoption("--broker") != "redis":
+        about_streams = pytest.mark.skip(reason="it looks into Redis's streams, or writes to them")
+        for item in items:
+            if item.get_closest_marker("streams"):
+                item.add_marker(about_streams)
     items.sort(key=lambda item: item.path.name == "test_secrecy.py")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """A coroutine function is a test too, in an event loop of its own, with two minutes to end unless it is marked."""
+    """A coroutine function is a test too, in an event loop of its own, with two minutes to end unless it is marked.
+
+    A fixture's value that is an asynchronous context manager is entered around it.
+    """
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     names = pyfuncitem._fixtureinfo.argnames
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
     marked = pyfuncitem.get_closest_marker("seconds")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(pyfuncitem.obj(**arguments), marked.args[0] if marked else 120))
+        runner.run(asyncio.wait_for(_play(pyfuncitem.obj, arguments), marked.args[0] if marked else 120))
     return True
+
+
+async def _play(test: Callable[..., Coroutine[Any, Any, None]], arguments: dict[str, Any]) -> None:
+    async with AsyncExitStack() as stack:
+        for value in arguments.values():
+            if isinstance(value, AbstractAsyncContextManager):
+                await stack.enter_async_context(value)
+        await test(**arguments)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What deployments queue their requests with: Redis, or with `--broker amqp` a RabbitMQ that they share."""
+    if request.config.getoption("--broker") == "redis":
+        yield
+        return
+    source = locate(Kind.RABBITMQ, os.environ)
+    if isinstance(source, str):
+        pytest.fail(source)
+    server = server_of(source, tmp_path_factory.mktemp("rabbitmq"))
+    asyncio.run(server.start())
+    BROKER["FIN_BROKER_URL"] = server.parts.geturl()
+    yield
+    asyncio.run(server.stop())
 
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a real server, as durable as a deployment's: given by FIN_TEST_REDIS_URL, or started here."""
-    if url := os.environ.get("FIN_TEST_REDIS_URL"):
-        yield url
-        return
-    with asyncio.Runner() as runner:
-        server = EmbeddedRedis(tmp_path_factory.mktemp("redis"))
-        runner.run(server.start())
-        yield server.url
-        runner.run(server.stop())
+    """The URL of a real server, as durable as a deployment's (tests/servers.py); Valkey where there is no Redis."""
+    sources = [locate(kind, os.environ) for kind in (Kind.REDIS, Kind.VALKEY)]
+    source = next((source for source in sources if not isinstance(source, str)), None)
+    if source is None:
+        pytest.fail("; ".join(map(str, sources)))
+    server = server_of(source, tmp_path_factory.mktemp("redis"))
+    asyncio.run(server.start())
+    yield server.parts.geturl()
+    asyncio.run(server.stop())
 
 
 @pytest.fixture(scope="session")

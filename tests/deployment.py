@@ -24,9 +24,11 @@ from urllib.request import Request, urlopen
 
 import msgspec
 import orjson
+from redis import Redis
 
+from adapters import names
 from app.client import Answer, Client, connect
-from app.messages import EVENTS, STATUSES, Code
+from app.messages import EVENTS, STATUSES, Code, Lane
 
 ROOT = Path(__file__).parent.parent
 OFF = {
@@ -37,6 +39,7 @@ OFF = {
 CHEAP = {"FIN_ARGON2": "m=64,t=1,p=1"}
 PASSWORD = "correct horse battery staple"
 START_SECONDS = 20
+BROKER: dict[str, str] = {}  # settings for another broker than Redis, where `pytest --broker` asks for one
 LOOK_SECONDS = 0.02  # between looks into the outbox, however many wait for a mail
 
 
@@ -145,6 +148,7 @@ class Deployment:
             **({} if env_file else made),
             **CHEAP,
             **OFF,
+            **({**BROKER, "FIN_DEPLOYMENT": f"t{secrets.token_hex(4)}"} if BROKER else {}),
             **(settings or {}),
         }
         deployment = cls(folder, redis_url, environ, cwd=folder if env_file else ROOT)
@@ -369,6 +373,11 @@ class Account:
         answer = await client.ask("login", email=self.email, password=self.password, **more)
         assert answer.event == "login_success", answer.data
         return answer
+
+
+def in_lane(redis: Redis, lane: Lane) -> int:
+    """How many requests a lane holds, waiting or in hand."""
+    return int(redis.zcard(names.lane_open(lane)) if BROKER else redis.xlen(names.lane(lane)))
 
 
 def new_address() -> str:

@@ -11,9 +11,10 @@ import pytest
 from redis import Redis
 
 from adapters import names
-from app.client import Closed
+from app.client import Client, Closed
 from app.messages import Lane
-from tests.deployment import PASSWORD, Deployment, event_of, new_address
+from app.rules import GRID_MS
+from tests.deployment import PASSWORD, Deployment, event_of, in_lane, new_address
 
 
 def new_key() -> str:
@@ -192,7 +193,7 @@ async def test_who_joined_a_request_that_came_to_nothing_is_evaluated_himself(de
             with Redis.from_url(deployment.redis_url) as redis:
 
                 async def pending() -> None:
-                    while not redis.xlen(names.lane(Lane.HASH)):
+                    while not in_lane(redis, Lane.HASH):
                         await asyncio.sleep(0.002)
 
                 await asyncio.wait_for(pending(), 5)
@@ -204,6 +205,24 @@ async def test_who_joined_a_request_that_came_to_nothing_is_evaluated_himself(de
                 process.go_on()
         login = await second
         assert evaluated(deployment, login.data["userId"]) == 1
+
+
+async def test_who_joins_or_asks_again_learns_of_a_refusal_no_sooner_than_who_asked_first(
+    deployment: Deployment,
+) -> None:
+    async with deployment.account() as (client, account), deployment.client(1) as other:
+        key, took = new_key(), []
+
+        async def guess(client: Client) -> None:
+            began = time.monotonic()
+            answer = await client.ask("login", key=key, email=account.email, password="wrong")
+            took.append(time.monotonic() - began)
+            assert answer.code == "invalid_credentials"
+
+        await asyncio.gather(guess(client), guess(other))
+        await guess(other)
+
+    assert min(took) * 1000 > GRID_MS * 0.95  # clocks of the loop's timers are coarse
 
 
 async def test_an_error_is_told_to_all_who_joined_and_is_not_recorded(
@@ -236,7 +255,7 @@ async def test_a_gateway_killed_in_a_login_the_client_gets_its_result_from_the_o
                 with Redis.from_url(redis_url) as redis:
 
                     async def admitted() -> None:
-                        while not redis.xlen(names.lane(Lane.HASH)):
+                        while not in_lane(redis, Lane.HASH):
                             await asyncio.sleep(0.002)
 
                     await asyncio.wait_for(admitted(), 5)

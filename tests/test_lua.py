@@ -18,12 +18,11 @@ from redis.exceptions import ResponseError
 
 from adapters import lua, names
 from adapters.redis_link import MAX_PIPELINE, MOST_WAITING, Batch, Command, Link
+from adapters.redis_state import MOST_JOINED, WORKER_LIVES_MS
 from adapters.redis_store import RECLAIM_MS, RECORD_KEPT_MS, RedisStore
 from adapters.redis_streams import (
-    MOST_JOINED,
     SPOKEN_FOR_MS,
     TAKEN_OVER_AFTER_MS,
-    WORKER_LIVES_MS,
     RedisGateway,
     RedisMailQueue,
     RedisWorker,
@@ -105,7 +104,7 @@ def used(text: str) -> Interface:
     body = "\n".join(line.partition("--")[0] for line in text.splitlines())
     maps = re.findall(r"local (\w+) = cmsgpack\.unpack\(ARGV\[\d+\]\)", body)
     fields = [name for map_ in maps for name in re.findall(rf"\b{map_}\.(\w+)", body)]
-    rest = [f"{number}..." for number in re.findall(r"unpack\(ARGV, (\d+)\)", body)]
+    rest = [f"{number}..." for number in re.findall(r"(?:unpack\(ARGV, |for n = )(\d+)(?:\)|, #ARGV do)", body)]
     return Interface(
         frozenset(re.findall(r"KEYS\[(\d+)\]", body)),
         frozenset(re.findall(r"ARGV\[(\d+)\]", body) + rest),
@@ -198,13 +197,10 @@ class Bench:
         """Settle a request of its own, unless it is named."""
         rid = rid or f"rid-{next(_numbers)}"
         done = settlement(rid, outcome(*writes, verdict=verdict), limits=limits, **more)
-        reply = [("XADD", names.REPLIES + "asker", "*", "r", rid)]
-        return await self.keep(rid, await self.now() + left, done, reply, delivery)
+        return await self.keep(rid, await self.now() + left, done, delivery)
 
-    async def keep(
-        self, rid: str, deadline: int, plan: Settlement, reply: Sequence[Any] = (), delivery: Sequence[Any] = ()
-    ) -> str:
-        return await self.store.settle(rid, deadline, plan, reply, delivery, 0.0)
+    async def keep(self, rid: str, deadline: int, plan: Settlement, delivery: Sequence[Any] = ()) -> str:
+        return (await self.store.settle(entry(rid, deadline), plan, delivery, 0.0)).state
 
     async def admit(self, sent: Entry) -> object:
         return await self.gateway.admit(sent, 0.0)
@@ -2014,9 +2010,9 @@ async def test_the_clock_is_the_servers_own_while_that_goes_forwards(redis_url: 
         for _ in range(3):
             before = await parts.now()
             told, _ = await parts.gateway.heartbeat()
-            assert before <= told <= await parts.now()
+            assert before <= told.now <= await parts.now() and told.ahead == 0
             facts = await parts.check(Needs())
-            assert told <= facts.now and facts.ahead == 0
+            assert told.now <= facts.now and facts.ahead == 0
 
 
 async def test_a_clock_that_is_set_back_goes_on_from_where_it_was_and_never_faster(redis_url: str) -> None:
@@ -2025,12 +2021,32 @@ async def test_a_clock_that_is_set_back_goes_on_from_where_it_was_and_never_fast
         ahead = []
         for _ in range(5):
             told, _ = await parts.gateway.heartbeat()
-            ahead.append(told - await parts.now())
+            ahead += [told.now - await parts.now(), told.ahead]
         assert all(SET_BACK_MS - 1000 < ms <= SET_BACK_MS for ms in ahead)
-        facts = await parts.store.check("rid", told + SOON_MS, Needs())
-        assert isinstance(facts, Facts) and facts.now >= told
+        facts = await parts.store.check("rid", told.now + SOON_MS, Needs())
+        assert isinstance(facts, Facts) and facts.now >= told.now
         assert SET_BACK_MS - 1000 < facts.ahead <= SET_BACK_MS
         assert abs(facts.seconds * 1000 - await parts.now()) < 2000, "tokens go by the server's own"
+
+
+async def test_a_clock_that_was_set_right_again_is_the_servers_own_from_then_on(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        before = await parts.now()
+        await parts.redis.hset(names.CLOCK, mapping={"last": before - 1000, "ahead": SET_BACK_MS})
+        told, _ = await parts.gateway.heartbeat()
+        assert before <= told.now <= await parts.now() and told.ahead == 0
+
+
+async def test_when_the_clock_was_set_back_what_is_in_hand_begins_anew_to_look_idle(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        delivery = await in_hand(parts)
+        await hung(parts, delivery)
+        await set_back(parts)
+        await parts.gateway.heartbeat()
+        assert await parts.worker.reap(Lane.HASH, 64, ()) == []
+        await hung(parts, delivery)
+        [again] = await parts.worker.reap(Lane.HASH, 64, ())
+        assert again.deliveries == 2
 
 
 async def test_what_had_expired_before_the_clock_was_set_back_is_not_good_again(redis_url: str) -> None:

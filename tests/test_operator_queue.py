@@ -23,8 +23,9 @@ from adapters.embedded_redis import EmbeddedRedis
 from adapters.key_files import KeyFiles
 from adapters.redis_link import Batch, Link
 from adapters.redis_operator import LETTERS_AT_ONCE, RedisOperator
+from adapters.redis_state import NODE_LIVES_MS, WORKER_LIVES_MS
 from adapters.redis_store import RedisStore, text
-from adapters.redis_streams import NODE_LIVES_MS, WORKER_LIVES_MS, RedisGateway, RedisMailQueue, RedisWorker
+from adapters.redis_streams import RedisGateway, RedisMailQueue, RedisWorker
 from app import credit, entries
 from app.keys import Ring
 from app.mail import mailer
@@ -145,8 +146,8 @@ async def test_gateways_that_were_heard_of_lately_are_seen_and_those_that_left_a
     async with operator(redis_url) as (found, redis):
         nodes = [RedisGateway(Batch(Link(redis_url, "test")), Link(redis_url, "test"), f"0-n{n}", 1) for n in range(3)]
         for node in nodes:
-            now, _ = await node.heartbeat()
-        await redis.zadd(names.LIVING, {"0-dead": now - NODE_LIVES_MS})
+            clock, _ = await node.heartbeat()
+        await redis.zadd(names.LIVING, {"0-dead": clock.now - NODE_LIVES_MS})
         assert (await found.look()).nodes == ("0-n0", "0-n1", "0-n2")
         await nodes[1].close()
         assert (await found.look()).nodes == ("0-n0", "0-n2")
@@ -159,8 +160,9 @@ async def test_gateways_that_were_heard_of_lately_are_seen_and_those_that_left_a
 async def test_how_far_the_stores_clock_is_ahead_is_seen(redis_url: str) -> None:
     async with operator(redis_url) as (found, redis):
         assert (await found.look()).ahead == 0
-        await redis.hset(names.CLOCK, mapping={"last": 0, "ahead": 3_600_000})
-        assert (await found.look()).ahead == 3_600_000
+        now = (await found.look()).now
+        await redis.hset(names.CLOCK, mapping={"last": now + 3_600_000, "ahead": 0})
+        assert 3_599_000 < (await found.look()).ahead <= 3_600_000
 
 
 async def test_mails_that_wait_and_the_newest_dead_letter_are_seen(redis_url: str) -> None:

@@ -17,7 +17,7 @@ from app.messages import Lane, typed
 from app.records import Origin
 from app.sealing import Envelope
 from app.settings import Secret
-from tests.deployment import PASSWORD, Deployment, event_of, new_address
+from tests.deployment import PASSWORD, Deployment, event_of, in_lane, new_address
 
 SLOW = {"FIN_ARGON2": "m=65536,t=3,p=1", "FIN_HASH_THREADS": "1"}
 
@@ -47,7 +47,7 @@ async def test_without_a_worker_a_request_is_told_its_place_and_its_deadline_and
     assert after.code == "invalid_credentials"
     with Redis.from_url(idle.redis_url) as redis:
         assert [fields[b"code"] for _, fields in redis.xrange(names.EVENTS)] == [b"invalid_credentials"]
-        assert redis.xlen(names.lane(Lane.HASH)) == 0
+        assert in_lane(redis, Lane.HASH) == 0
 
 
 async def test_a_full_lane_refuses_at_once_and_says_when_to_come_again(idle: Deployment) -> None:
@@ -102,6 +102,7 @@ BAD_ENTRIES = {
 }
 
 
+@pytest.mark.streams
 @pytest.mark.parametrize("lane", Lane)
 @pytest.mark.parametrize("name", BAD_ENTRIES)
 async def test_an_unreadable_entry_goes_to_the_dead_letters_and_its_neighbours_are_answered(
@@ -126,6 +127,7 @@ async def test_an_unreadable_entry_goes_to_the_dead_letters_and_its_neighbours_a
     assert not {b"x", b"w"} & set(letter), "what was sealed is not kept"
 
 
+@pytest.mark.streams
 async def test_an_entry_whose_plain_fields_were_changed_is_not_evaluated(deployment: Deployment) -> None:
     """Somebody who can write to the stream moves a request to another gateway's name, or gives it more time."""
     with Redis.from_url(deployment.redis_url) as redis:
@@ -161,6 +163,7 @@ async def test_an_entry_whose_plain_fields_were_changed_is_not_evaluated(deploym
     assert newest[b"request"] != b"0aaaa-other" and newest != last
 
 
+@pytest.mark.streams
 async def test_an_entry_sealed_without_the_edge_secret_is_buried_and_its_writer_learns_nothing(
     deployment: Deployment,
 ) -> None:
@@ -193,6 +196,7 @@ async def test_an_entry_sealed_without_the_edge_secret_is_buried_and_its_writer_
     assert not audited
 
 
+@pytest.mark.streams
 async def test_lanes_and_mail_stream_that_vanish_are_made_again_and_nobody_dies(
     redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -206,6 +210,7 @@ async def test_lanes_and_mail_stream_that_vanish_are_made_again_and_nobody_dies(
         assert all(process.popen.poll() is None for process in running.processes)
 
 
+@pytest.mark.streams
 async def test_what_a_killed_worker_held_is_taken_over_and_answered_once(
     redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -247,6 +252,7 @@ async def test_a_worker_told_to_stop_ends_what_it_holds_and_nothing_fails(
     assert len({answer.data["sessionId"] for answer in answers}) == 240
 
 
+@pytest.mark.streams
 async def test_a_worker_told_to_stop_hands_back_what_it_has_not_begun_and_another_does_it_soon(
     redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

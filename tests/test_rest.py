@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.deployment import Deployment, http, new_address
+from tests.deployment import Deployment, http, in_lane, new_address
 
 OWN = {"Origin": "http://login.test"}
 
@@ -164,11 +164,11 @@ async def test_a_caller_that_hangs_up_leaves_nothing_to_be_hashed(
                 while not holds():
                     await asyncio.sleep(0.01)
 
-            await asyncio.wait_for(until(lambda: redis.xlen(names.lane(Lane.HASH)) == 1), 5)
+            await asyncio.wait_for(until(lambda: in_lane(redis, Lane.HASH) == 1), 5)
             writer.close()
             await asyncio.wait_for(until(lambda: list(redis.scan_iter("*done:*"))), 5)
             running.add("worker")
-            await asyncio.wait_for(until(lambda: redis.xlen(names.lane(Lane.HASH)) == 0), 10)
+            await asyncio.wait_for(until(lambda: in_lane(redis, Lane.HASH) == 0), 10)
             assert redis.xlen(names.EVENTS) == 0
 
 

@@ -108,6 +108,7 @@ def switched_to(process: Process) -> dict[str, str]:
     return found
 
 
+@pytest.mark.streams
 async def test_every_key_is_rotated_under_load_and_no_request_fails(rotating: Deployment) -> None:
     before = await current_keys(rotating)
     assert set(before) == set(RINGS)

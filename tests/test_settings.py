@@ -126,7 +126,10 @@ def test_every_limit_takes_off(name: str) -> None:
         ("FIN_REDIS_URL", "http://redis.test"),
         ("FIN_REDIS_URL", "redis.test:6379"),
         ("FIN_REDIS_URL", "redis://redis.test:port"),
-        ("FIN_BROKER_URL", "amqp://rabbit.test"),
+        ("FIN_BROKER_URL", "amqp:rabbit.test"),
+        ("FIN_BROKER_URL", "amqp://rabbit.test:port"),
+        ("FIN_DEPLOYMENT", "two words"),
+        ("FIN_DEPLOYMENT", "x" * 41),
         ("FIN_BROKER_URL", "redis://other.test"),
         ("FIN_MAIL_URL", "smtp://mail.test"),
         ("FIN_MAIL_URL", "file:"),
@@ -232,7 +235,7 @@ def test_versions_of_a_secret_are_newest_first_and_all_found_by_their_id() -> No
     [
         ("FIN_REDIS_URL", f"redis://:{HIDDEN}@redis.test:port"),
         ("FIN_REDIS_URL", f"http://:{HIDDEN}@redis.test"),
-        ("FIN_BROKER_URL", f"amqp://guest:{HIDDEN}@rabbit.test"),
+        ("FIN_BROKER_URL", f"amqp://guest:{HIDDEN}@rabbit.test:port"),
         ("FIN_BROKER_URL", f"redis://:{HIDDEN}@other.test"),
         ("FIN_MAIL_URL", f"smtp://user:{HIDDEN}@mail.test"),
         ("FIN_PUBLIC_URL", f"ftp://user:{HIDDEN}@login.test"),
@@ -350,3 +353,10 @@ def test_a_dotenv_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
     for wrong in (path, tmp_path):
         with pytest.raises(Fault, match="cannot be read"):
             dotenv(wrong)
+
+
+def test_one_setting_makes_rabbitmq_the_broker_and_redis_stays_the_store() -> None:
+    settings = read(FIN_REDIS_URL="redis://redis.test", FIN_BROKER_URL="amqp://u:p@rabbit.test/v", FIN_DEPLOYMENT="a-1")
+    assert (settings.redis_url, settings.amqp_url) == ("redis://redis.test", "amqp://u:p@rabbit.test/v")
+    assert settings.deployment == "a-1"
+    assert read(FIN_BROKER_URL="redis://redis.test", FIN_REDIS_URL="redis://redis.test").amqp_url is None

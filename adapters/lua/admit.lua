@@ -1,5 +1,5 @@
 -- Let a request into its lane, or say when to come again.
--- KEYS[1] lane stream
+-- KEYS[1] what holds the lane
 -- KEYS[2] lane count: how many were ever admitted; its value is an entry's place in the order
 -- KEYS[3] capacity hash, there while workers live: "<lane>:slots", "<lane>:rate" (requests a second)
 -- KEYS[4] what is known of the same request; absent, like the next, where it was sent without a key
@@ -12,7 +12,9 @@
 -- ARGV[5] node
 -- ARGV[6] most who may join
 -- ARGV[7] ms that what is known of a pending request outlives its deadline
--- ARGV[8...] the entry's fields and values, in turn
+-- ARGV[8] command that counts what is in the lane
+-- ARGV[9] command that puts the request there
+-- ARGV[10...] its arguments after the key
 -- Returns {"admitted", place, position, eta ms or -1} | {"full", waiting, ms until there is room or -1} | {"expired", now} |
 --   {"joined", n, ms until its deadline}: it is pending, and word of its end will come |
 --   {"crowded", n}: too many have joined | {"done", n}: its outcome is recorded; n: under its n-th name from 0
@@ -39,7 +41,7 @@ for n = 4, #KEYS - 1, 2 do
 end
 local capacity = redis.call('HMGET', KEYS[3], lane .. ':slots', lane .. ':rate')
 local slots, rate = tonumber(capacity[1] or 0), tonumber(capacity[2] or 0)
-local here = redis.call('XLEN', KEYS[1])
+local here = redis.call(ARGV[8], KEYS[1])
 local ahead = math.max(0, here - slots)
 local eta = -1
 if rate > 0 then
@@ -51,7 +53,7 @@ end
 if here >= slots and eta > left then
   return {'full', here, eta - left}
 end
-redis.call('XADD', KEYS[1], '*', unpack(ARGV, 8))
+redis.call(ARGV[9], KEYS[1], unpack(ARGV, 10))
 if #KEYS > 4 then
   redis.call('DEL', KEYS[4], KEYS[5])
   redis.call('HSET', KEYS[4], 'state', 'pending', 'rid', ARGV[4], 'until', ARGV[3])

@@ -1,6 +1,6 @@
 -- The store's clock: put before every script, whose last key is always its hash: "last", "ahead" (ms).
 -- It is the server's own clock while that goes forwards. When that is set back, the store's clock goes on from where it
--- was and stays ahead: nothing that has expired is good again.
+-- was, to the last second, and stays ahead until the other has caught up: nothing that has expired is good again.
 -- KEYS[#KEYS] clock hash
 local function own_clock()
   local time = redis.call('TIME')
@@ -10,7 +10,8 @@ end
 -- Now in ms, and how far that is ahead of the server's own clock.
 local function clock()
   local own, kept = own_clock(), redis.call('HMGET', KEYS[#KEYS], 'last', 'ahead')
-  local now = math.max(own + (kept[2] or 0), tonumber(kept[1] or 0))
+  local last = tonumber(kept[1] or 0)
+  local now = own >= last and own or math.max(own + kept[2], last)
   return now, now - own
 end
 

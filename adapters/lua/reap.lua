@@ -10,7 +10,17 @@
 -- ARGV[7...] ids of entries that the caller holds
 -- Returns {{entry id, deliveries before this one, {field, value...}}...}
 local stream, group, me, most = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[4])
+local most_own = 100000 -- more than a lane holds
 local claimed = {}
+
+-- Idleness goes by the server's own clock: when that is set back, it begins anew, lest nothing look idle for as long.
+local ahead = redis.call('HGET', KEYS[#KEYS], 'ahead') or '0'
+if ahead ~= (redis.call('HGET', KEYS[#KEYS], stream) or '0') then
+  for _, pending in ipairs(redis.call('XPENDING', stream, group, '-', '+', most_own)) do
+    redis.call('XCLAIM', stream, group, pending[2], 0, pending[1], 'JUSTID')
+  end
+  redis.call('HSET', KEYS[#KEYS], stream, ahead)
+end
 
 local function claim(id, deliveries, ...)
   local entry = redis.call('XCLAIM', stream, group, me, 0, id, ...)[1]
@@ -22,10 +32,10 @@ local function claim(id, deliveries, ...)
 end
 
 local held = {}
-for _, id in ipairs({unpack(ARGV, 7)}) do
-  held[id] = true
+for n = 7, #ARGV do
+  held[ARGV[n]] = true
 end
-for _, mine in ipairs(redis.call('XPENDING', stream, group, 'IDLE', ARGV[6], '-', '+', 1000, me)) do
+for _, mine in ipairs(redis.call('XPENDING', stream, group, 'IDLE', ARGV[6], '-', '+', most_own, me)) do
   local id, deliveries = mine[1], mine[4]
   if held[id] then
     redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID')

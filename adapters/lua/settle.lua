@@ -10,18 +10,21 @@
 --   notices    array of {online key, connection that is not told, MAC'd body, MAC}: for every node where somebody else is
 --              authenticated as that account
 --   swaps      array of {key, field, old, new}: written only where old is still there
---   commands   array of {command...}: writes and the reply
+--   commands   array of {command...}: writes
+--   posts      array of {node, {field, value...}}: replies
 --   mails      array of {limits, array of {command...}}; limits: array of {key, most, window ms}: past one, none is run
 --   record     nil, or {key of what is known, key of who joined, session id, outcome or '', ms to keep it, MAC'd word to
 --              those who joined, MAC}; '' forgets: an error is not recorded
 --   presence   array of {command...}: who is authenticated where, after the notices: nobody is told of himself
 --   delivery   array of {command...}: acknowledgement, done in every case but "conflict" and "full"
---   nodes, replies  prefixes of keys
+--   nodes      prefix of keys
+--   replies    prefix of keys, where posts are entries of streams; nil: posts are returned, and kept with the done marker
+--              for who settles again
 --   keep       ms a reply stream lives without a reader
 --   most       replies it keeps
 --   mail       the mail stream
 --   most_mail  mails that may wait in it: nothing is done that mails another
--- Returns {"settled" | "done" | "expired" | "conflict" | "full", now}
+-- Returns {"settled" | "done" | "expired" | "conflict" | "full", now, msgpack of the posts to be sent, or ''}
 local plan = cmsgpack.unpack(ARGV[1])
 local now = clock()
 
@@ -31,12 +34,23 @@ local function run(commands)
   end
 end
 
-if redis.call('EXISTS', KEYS[1]) == 1 then
+local posts = {}
+local function post(node, fields)
+  if plan.replies then
+    redis.call('XADD', plan.replies .. node, 'MAXLEN', '~', plan.most, '*', unpack(fields))
+    redis.call('PEXPIRE', plan.replies .. node, plan.keep)
+  else
+    posts[#posts + 1] = {node, fields}
+  end
+end
+
+local ended = redis.call('GET', KEYS[1])
+if ended then
   for _, limit in ipairs(plan.limits) do
     redis.call('ZREM', limit[2], plan.rid)
   end
   run(plan.delivery)
-  return {'done', now}
+  return {'done', now, string.match(ended, '^posts (.*)$') or ''}
 end
 local verdict = 'settled'
 if plan.deadline > 0 and now >= plan.deadline then
@@ -44,11 +58,11 @@ if plan.deadline > 0 and now >= plan.deadline then
 else
   for _, condition in ipairs(plan.conditions) do
     if (redis.call(unpack(condition, 2)) or '') ~= condition[1] then
-      return {'conflict', now}
+      return {'conflict', now, ''}
     end
   end
   if #plan.mails > 0 and redis.call('XLEN', plan.mail) >= plan.most_mail then
-    return {'full', now}
+    return {'full', now, ''}
   end
 end
 
@@ -76,7 +90,7 @@ for _, limit in ipairs(plan.limits) do
 end
 run(plan.delivery)
 if verdict == 'expired' then
-  return {verdict, now}
+  return {verdict, now, ''}
 end
 
 for _, swap in ipairs(plan.swaps) do
@@ -86,6 +100,9 @@ for _, swap in ipairs(plan.swaps) do
   end
 end
 run(plan.commands)
+for _, each in ipairs(plan.posts) do
+  post(unpack(each))
+end
 for _, mail in ipairs(plan.mails) do
   local limits, commands = unpack(mail)
   local allowed = true
@@ -112,9 +129,7 @@ for _, notice in ipairs(plan.notices) do
       redis.call('HDEL', online, name) -- its node is dead
     elseif name ~= spare and not told[node] then
       told[node] = true
-      local stream = plan.replies .. node
-      redis.call('XADD', stream, 'MAXLEN', '~', plan.most, '*', 'k', 'notice', 'x', body, 'm', mac)
-      redis.call('PEXPIRE', stream, plan.keep)
+      post(node, {'k', 'notice', 'x', body, 'm', mac})
     end
   end
 end
@@ -123,8 +138,7 @@ if plan.record then
   if redis.call('HGET', key, 'rid') == plan.rid then -- else it expired, and another one took its place
     for _, who in ipairs(redis.call('LRANGE', joined, 0, -1)) do
       local node, rid = string.match(who, '^([^ ]*) (.*)$')
-      redis.call('XADD', plan.replies .. node, 'MAXLEN', '~', plan.most, '*', 'k', 'joined', 'r', rid, 'x', word, 'm', mac)
-      redis.call('PEXPIRE', plan.replies .. node, plan.keep)
+      post(node, {'k', 'joined', 'r', rid, 'x', word, 'm', mac})
     end
     redis.call('DEL', key, joined)
     if outcome ~= '' then
@@ -135,4 +149,9 @@ if plan.record then
   end
 end
 run(plan.presence)
-return {verdict, now}
+if #posts == 0 then
+  return {verdict, now, ''}
+end
+local packed = cmsgpack.pack(posts)
+redis.call('SET', KEYS[1], 'posts ' .. packed, 'PX', plan.mark)
+return {verdict, now, packed}

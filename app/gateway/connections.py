@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from app import messages
 from app.gateway.socket import Socket
-from app.messages import Frame
+from app.messages import Frame, Lane
 from app.records import Identity, Origin
 from app.sealing import Envelope
 
@@ -124,7 +124,7 @@ class Pending:
     rid: str
     frame: Frame
     caller: Caller | None
-    caller_id: str
+    origin: Origin  # as it was when it was asked: a connection may become somebody else meanwhile
     envelope: Envelope
     started: float
     same: str  # what identifies it where it was sent with a key
@@ -132,7 +132,8 @@ class Pending:
     timer: asyncio.TimerHandle | None = None  # its deadline
     again: asyncio.TimerHandle | None = None  # when the request that it joined must have ended
     rounds: int = 0  # how often it was admitted
-    place: int = 0  # in the order of its lane, where it waits
+    lane: Lane = Lane.FAST  # where it waits
+    place: int = 0  # in the order of that
     position: int = 0  # what its client was told last
 
     def cancel_again(self) -> None:

@@ -57,6 +57,7 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._enveloped = time.monotonic()
         self._clock_offset = time.time() * 1000 - time.monotonic() * 1000
+        self._ahead = 0  # ms that the store's clock is ahead of its server's own
         self._beaten: float | None = None
         self._workers = False
         self._hash_ms = 0.0  # what one takes, by the workers' own measure
@@ -125,7 +126,7 @@ class Gateway:
         socket.on_closed = lambda: self._gone(connection)
         hello = Connected(
             connection_id=connection.id,
-            server_time=iso(self.now()),
+            server_time=iso(self.now() - self._ahead),
             protocol=messages.PROTOCOL,
             max_message_bytes=messages.MAX_MESSAGE_BYTES,
             max_in_flight=messages.MAX_IN_FLIGHT,
@@ -204,7 +205,7 @@ class Gateway:
             rid=new_id(self._edge.current.kid),
             frame=frame,
             caller=caller,
-            caller_id=caller.id,
+            origin=caller.origin(self._node),
             envelope=self._current_envelope(),
             started=time.monotonic(),
             same="",
@@ -223,20 +224,19 @@ class Gateway:
 
     async def _admit(self, pending: Pending, *, replay: bool = False) -> None:
         """Into its lane, or, with `replay`, a question what became of the same request."""
-        caller, frame = pending.caller, pending.frame
-        if caller is None:
+        frame = pending.frame
+        if pending.caller is None:
             return  # gone meanwhile
         pending.rounds += 1
         deadline = self.now() + self._left_ms(pending)
-        origin = caller.origin(self._node)
         entry = entries.pack_request(
-            pending.envelope, pending.rid, frame, origin, deadline, pending.same, replay=replay
+            pending.envelope, pending.rid, frame, pending.origin, deadline, pending.same, replay=replay
         )
         try:
             patience = ADMIT_PATIENCE_SECONDS if self._waiting and entry.lane is Lane.HASH else 0.0
             answer = await self._broker.admit(replace(entry, formerly=pending.formerly), patience)
-        except Unavailable:
-            self._in_flight.fail(pending, Code.UNAVAILABLE, UNAVAILABLE_RETRY_MS)
+        except Unavailable:  # it may be in its lane all the same
+            self._in_flight.give_up(pending, Code.UNAVAILABLE, UNAVAILABLE_RETRY_MS)
             return
         except Exception:
             log.exception("not admitted", extra={"fields": {"request": pending.rid}})
@@ -244,7 +244,7 @@ class Gateway:
             return
         match answer:
             case Admitted(place, position, eta_ms) if position > 0 and pending in self._in_flight:
-                self._waiting.add(pending, place, position, frame.timeout_ms if eta_ms is None else eta_ms)
+                self._waiting.add(pending, entry.lane, place, position, frame.timeout_ms if eta_ms is None else eta_ms)
             case Full(retry_after_ms):
                 spread = random.uniform(0.75, 1.25)  # noqa: S311  # so that they do not all come back at once
                 self._in_flight.fail(pending, Code.OVERLOADED, int(max(250, retry_after_ms or 1000) * spread))
@@ -308,9 +308,11 @@ class Gateway:
                     self._later(self._broker.leave([(before.user_id, caller.id)]))
         elif caller is None:  # its client went while it was being authenticated
             self._not_online(pending, opened)
-        if isinstance(caller, Connection) and caller.identity is not None and opened.code == Code.NOT_AUTHENTICATED:
+        asked_as = pending.origin.identity
+        if isinstance(caller, Connection) and opened.code == Code.NOT_AUTHENTICATED and caller.identity == asked_as:
             self._in_flight.end(pending, opened.event, opened.data, opened.code)
-            self._session_over(caller, caller.identity)
+            if asked_as is not None:
+                self._session_over(caller, asked_as)
         elif opened.even:
             delay_ms = even_delay((time.monotonic() - pending.started) * 1000, self._hash_ms)
             delay_ms += random.uniform(0, EVEN_JITTER_MS)  # noqa: S311  # noise, not a secret
@@ -327,11 +329,12 @@ class Gateway:
 
     def _not_online(self, pending: Pending, opened: entries.OpenedReply) -> None:
         """The store holds a connection for authenticated that is not."""
-        identity, there = opened.identity, self.connections.find(pending.caller_id)
-        if identity is None or not pending.caller_id:
+        identity, id = opened.identity, pending.origin.connection
+        there = self.connections.find(id)
+        if identity is None or not id:
             return
         if there is None or there.identity is None or there.identity.user_id != identity.user_id:
-            self._later(self._broker.leave([(identity.user_id, pending.caller_id)]))
+            self._later(self._broker.leave([(identity.user_id, id)]))
 
     def _session_over(self, connection: Connection, identity: Identity) -> None:
         """Its session has ended by time, which nobody else could tell it."""
@@ -374,8 +377,9 @@ class Gateway:
     async def _beat(self) -> None:
         while True:
             try:
-                now, lapsed = await self._broker.heartbeat()
-                self._set_clock(now)
+                clock, lapsed = await self._broker.heartbeat()
+                self._set_clock(clock.now)
+                self._ahead = clock.ahead
                 if lapsed:  # we counted as dead: what ended meanwhile was not told to us
                     for connection in self.connections:
                         if connection.identity is not None:

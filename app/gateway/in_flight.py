@@ -34,7 +34,7 @@ class InFlight:
         return self._all.get(rid)
 
     def late(self, rid: str) -> Pending | None:
-        """One that its timer has ended, for a reply that came after; once."""
+        """One that was given up, for a reply that came after; once."""
         return self._late.pop(rid, None)
 
     def anybody_waits(self) -> bool:
@@ -80,8 +80,12 @@ class InFlight:
         fields = {"request": pending.rid, "event": pending.frame.kind.event, "code": code, "ms": milliseconds}
         log.info("answered" if caller else "nobody to answer", extra={"fields": fields})
 
-    def _expire(self, pending: Pending) -> None:
-        self._expired(pending)
-        self.fail(pending, Code.DEADLINE_EXCEEDED)
+    def give_up(self, pending: Pending, code: Code, retry_after_ms: int | None = None) -> None:
+        """It ends, and a reply may still come."""
+        self.fail(pending, code, retry_after_ms)
         self._late[pending.rid] = pending
         asyncio.get_running_loop().call_later(LATE_SECONDS, self._late.pop, pending.rid, None)
+
+    def _expire(self, pending: Pending) -> None:
+        self._expired(pending)
+        self.give_up(pending, Code.DEADLINE_EXCEEDED)

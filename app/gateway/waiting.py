@@ -26,8 +26,8 @@ class Waiting:
         """Seconds until the next telling."""
         return EVERY_SECONDS * min(4.0, max(1.0, len(self._all) / FULL_RATE))
 
-    def add(self, pending: Pending, place: int, position: int, eta_ms: int) -> None:
-        pending.place = place
+    def add(self, pending: Pending, lane: Lane, place: int, position: int, eta_ms: int) -> None:
+        pending.lane, pending.place = lane, place
         self._all.add(pending)
         _tell(pending, position, eta_ms)
 
@@ -37,7 +37,7 @@ class Waiting:
     def update(self, depths: Mapping[Lane, LaneDepth]) -> None:
         """Tell everybody whose position has changed; it only falls."""
         for pending in list(self._all):
-            depth = depths[pending.frame.kind.lane]
+            depth = depths[pending.lane]
             ahead = pending.place - depth.ended
             position = max(1, ahead - depth.slots)
             if position < pending.position:

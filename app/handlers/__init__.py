@@ -40,7 +40,7 @@ HANDLERS: dict[str, Handler] = {
 def decide(kind: Kind, request: Request, facts: Facts, ctx: Context) -> Outcome:
     """Decide a request; one that needs a session is decided only while the connection's session lives."""
     if kind.needs_session and (
-        ctx.origin.expired(facts.seconds)
+        not ctx.origin.good_at(facts.seconds)
         or session_life(facts.session, facts.now) is not Life.ACTIVE
         or facts.account is None
         or facts.account.status != "active"

@@ -22,10 +22,10 @@ def needs(request: Authenticate, ctx: Context) -> Needs:
 def decide(request: Authenticate, facts: Facts, ctx: Context) -> Outcome:
     claims, session, account = facts.needs.proof, facts.session, facts.account
     seconds = facts.seconds
-    if not isinstance(claims, AccessClaims) or seconds < claims.not_before:
+    if not isinstance(claims, AccessClaims):
         return refuse(REFUSED, Code.TOKEN_INVALID)
     life = session_life(session, facts.now)
-    if seconds >= claims.expires or life is Life.EXPIRED or session is None:
+    if not claims.good_at(seconds) or life is Life.EXPIRED or session is None:
         return refuse(REFUSED, Code.TOKEN_EXPIRED, subject=claims.user_id)
     if life is Life.REVOKED or account is None or account.status != "active":
         return refuse(REFUSED, Code.TOKEN_REVOKED, subject=claims.user_id)
