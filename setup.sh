@@ -5,15 +5,18 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
 usage() {
     cat <<'END'
-Usage: ./setup.sh [--install-only]
+Usage: ./setup.sh [--install-only | --docker]
 
 Makes .venv, installs the pinned dependencies, writes .env with fresh secrets if there is none, and starts
 everything (Ctrl-C stops it).
 
   --install-only   do everything but start
+  --docker         instead, build the image and start everything in containers (docker compose down stops it)
   --help           this text
 
 PYTHON names the interpreter that .venv is made with, when it should not be the first Python >= 3.11 found.
+FIN_BASE_IMAGE, FIN_REDIS_IMAGE and FIN_RABBITMQ_IMAGE name other images than python:3.11-slim, redis:7.0 and
+rabbitmq:3.10.
 END
 }
 
@@ -23,10 +26,11 @@ fail() {
     exit "$1"
 }
 
-start=yes
+start=all
 for argument in "$@"; do
     case $argument in
-        --install-only) start=no ;;
+        --install-only) start=nothing ;;
+        --docker) start=containers ;;
         --help | -h) usage && exit 0 ;;
         *) fail 64 "unknown option $argument; ./setup.sh --help lists them." ;;
     esac
@@ -77,7 +81,7 @@ install_lock() {
 
 # A link to a finished private file: never readable by others, never half written, never over an existing .env.
 write_env() {
-    "$venv_python" - <<'END' || fail 73 ".env could not be written in $PWD."
+    "$1" - <<'END' || fail 73 ".env could not be written in $PWD."
 import base64, os, secrets, string, sys
 
 ALPHABET = string.ascii_lowercase + string.digits
@@ -113,13 +117,70 @@ finally:
 END
 }
 
+# What compose.yaml takes from .env beside the service's own secrets: no settings of the service.
+write_compose_env() {
+    local uid
+    uid=$(id -u)
+    [ "$uid" != 0 ] || uid=10001
+    cat >>.env <<END
+
+# For docker compose. ROLE_UID is who the worker and the mailer are: whoever may read the mails in var/outbox.
+COMPOSE_PROJECT_NAME=finthenticate
+COMPOSE_FILE=docker/compose.yaml
+ROLE_UID=$uid
+REDIS_PASSWORD=$(hex_secret)
+RABBITMQ_PASSWORD=$(hex_secret)
+END
+}
+
+hex_secret() {
+    od -An -tx1 -N32 /dev/urandom | tr -d ' \n'
+}
+
+deploy() {
+    local arguments name uid until compose=(docker compose) image=${FIN_IMAGE:-finthenticate}
+    command -v docker >/dev/null || fail 69 "--docker needs Docker, which was not found."
+    docker info >/dev/null 2>&1 || fail 69 "no Docker engine answers; is it started, and may you use it?"
+    "${compose[@]}" version >/dev/null 2>&1 || compose=(docker-compose)
+    "${compose[@]}" version >/dev/null 2>&1 ||
+        fail 69 "--docker needs Docker Compose, which was not found (the plugin docker compose, or docker-compose 1.29)."
+    if ! [ -e .env ] && ! [ -L .env ]; then
+        command -v python3 >/dev/null || fail 69 "Python is needed to write .env, and was not found."
+        write_env python3
+    fi
+    grep -q '^REDIS_PASSWORD=' .env || write_compose_env
+    mkdir -p var/outbox
+    uid=$(sed -n 's/^ROLE_UID=//p' .env)
+    [ "$(id -u)" != 0 ] || chown "${uid:-10001}" var/outbox
+
+    echo "Building the image $image..." >&2
+    arguments=(--quiet --network host --tag "$image" --file docker/Dockerfile)
+    [ -z "${FIN_BASE_IMAGE:-}" ] || arguments+=(--build-arg "BASE_IMAGE=$FIN_BASE_IMAGE")
+    for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST; do # where this machine has its packages from
+        [ -z "${!name:-}" ] || arguments+=(--build-arg "$name")
+    done
+    docker build "${arguments[@]}" . >/dev/null || fail 69 "the image could not be built."
+    "${compose[@]}" up --detach || fail 69 "the containers could not be started."
+    until=$((SECONDS + 60))
+    until "${compose[@]}" exec -T gateway python -c "$ready" >/dev/null 2>&1; do
+        [ $SECONDS -lt "$until" ] || fail 69 "it is not ready after a minute; ${compose[*]} logs says why."
+        sleep 0.5
+    done
+    echo "Finthenticate serves at http://$("${compose[@]}" port gateway 8000); ${compose[*]} down stops it."
+}
+
+ready='import urllib.request; urllib.request.urlopen("http://127.0.0.1:8000/readyz")'
 [ -w . ] || fail 73 "the folder $PWD cannot be written to; clone the project where you may write."
+if [ $start = containers ]; then
+    deploy
+    exit
+fi
 venv_python=.venv/bin/python
 if ! "$venv_python" -c "import pip; $recent" >/dev/null 2>&1; then
     make_venv
 fi
 install_lock
-[ -e .env ] || [ -L .env ] || write_env
-if [ $start = yes ]; then
+[ -e .env ] || [ -L .env ] || write_env "$venv_python"
+if [ $start = all ]; then
     exec "$venv_python" -m app all
 fi

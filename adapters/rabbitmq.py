@@ -28,8 +28,8 @@ from aio_pika.exceptions import (
     AMQPError,
     AuthenticationError,
     ChannelPreconditionFailed,
-    ConnectionClosed,
     DeliveryError,
+    InvalidFrameError,
     ProbableAuthenticationError,
 )
 
@@ -57,6 +57,8 @@ from app.records import Limit
 from app.settings import Fault
 
 log = logging.getLogger("finthenticate")
+for _library in ("aio_pika", "aiormq"):  # what goes wrong there is raised, and said by who meets it
+    logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 LEAST_VERSION = (3, 10)
 CONNECT_SECONDS = 3.0
@@ -304,6 +306,7 @@ class RabbitGateway(GatewayState):
         self._offset = clock.now - time.monotonic() * 1000
         forgotten = [("ZREMRANGEBYSCORE", self.holds(lane), "-inf", clock.now - DONE_KEPT_MS) for lane in Lane]
         await asyncio.gather(*(self._batch.command(*command) for command in forgotten))
+        await self._line.channel()  # a node without its broker is not ready
         return clock, lapsed
 
     async def close(self) -> None:
@@ -385,8 +388,8 @@ class RabbitWorker(WorkerState):
     ) -> None:
         entry = delivery.entry
         rid = entry.rid if entry else f"{self._consumer}-{delivery.token}"
-        delivered = [letter(delivery, reason), *(self._forget(entry) if entry else [])]
-        settled = await self._store.drop(rid, limits, delivered, record, failure)
+        delivered = self._forget(entry) if entry else []
+        settled = await self._store.drop(rid, limits, delivered, record, failure, letter(delivery, reason))
         await self._tell(rid, settled.posts)
         await self._acknowledge(delivery)
 
@@ -488,6 +491,6 @@ def _fault(cause: BaseException | None) -> str | None:
         return "RabbitMQ refuses our name or password."
     if isinstance(cause, ChannelPreconditionFailed):
         return f"a queue of ours exists with other arguments; delete it, or set FIN_DEPLOYMENT ({cause})."
-    if isinstance(cause, ConnectionClosed) and "NOT_ALLOWED" in str(cause):
-        return f"RabbitMQ does not let us in ({cause})."
+    if isinstance(cause, InvalidFrameError) and "OpenOk" in str(cause):  # how aiormq says NOT_ALLOWED
+        return "RabbitMQ does not let us into the virtual host that the URL names."
     return None

@@ -154,13 +154,18 @@ class RedisStore:
         delivery: Sequence[Command],
         record: Record | None = None,
         failure: tuple[str, Signed] | None = None,
+        letter: Command | None = None,
     ) -> Settled:
-        """Nothing happened: every reserved place comes back. `failure`: (node, word for its client)."""
+        """Nothing happened: every reserved place comes back. `failure`: (node, word for its client).
+
+        Of what had ended before, nobody is told and no letter is kept.
+        """
         posts = []
         if failure is not None:
             node, word = failure
             posts.append((node, ("k", "failure", "x", text(word.body), "m", text(word.mac))))
         plan = self._plan(rid, 0, limits, Verdict.UNJUDGED, delivery) | {"posts": posts, "record": _record(record)}
+        plan["commands"] = [letter] if letter is not None else []
         return await self._settle(rid, plan, 0.0)
 
     async def _settle(self, rid: str, plan: dict[str, Any], patience: float) -> Settled:

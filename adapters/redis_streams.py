@@ -160,7 +160,7 @@ class RedisWorker(WorkerState):
         limits: tuple[Limit, ...],
     ) -> None:
         rid = delivery.entry.rid if delivery.entry else delivery.token
-        await self._store.drop(rid, limits, [letter(delivery, reason), *_acknowledge(delivery)], record, failure)
+        await self._store.drop(rid, limits, _acknowledge(delivery), record, failure, letter(delivery, reason))
 
     async def reap(self, lane: Lane, most: int, held: Sequence[str]) -> Sequence[Delivery]:
         args = (names.GROUP, self._consumer, TAKEN_OVER_AFTER_MS, most, CONSUMER_GONE_MS, SPOKEN_FOR_MS)

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,7 @@ def _worker_side(settings: Settings, url: str, name: str) -> tuple[WorkerBroker,
 
 
 async def _mailer(settings: Settings) -> int:
+    settings = replace(settings, amqp_url=None)  # mails lie in Redis with every broker
     url = await _redis_url(settings)
     outbox = Outbox(settings.data_dir / settings.mail_url.removeprefix("file:"), settings.public_url)
     keys = KeyFiles(settings.data_dir)

@@ -376,8 +376,8 @@ class Account:
 
 
 def in_lane(redis: Redis, lane: Lane) -> int:
-    """How many requests a lane holds, waiting or in hand."""
-    return int(redis.zcard(names.lane_open(lane)) if BROKER else redis.xlen(names.lane(lane)))
+    """How many requests a lane holds, waiting or in hand, with whatever broker."""
+    return int(redis.xlen(names.lane(lane))) + int(redis.zcard(names.lane_open(lane)))
 
 
 def new_address() -> str:

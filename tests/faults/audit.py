@@ -13,6 +13,7 @@ from typing import Any
 
 from adapters import names
 from app.messages import Lane
+from tests.deployment import in_lane
 from tests.faults.log import Asked, Log, Sending
 
 MOST_SHOWN = 5
@@ -53,8 +54,8 @@ def read_state(redis: Any) -> State:
     state = State()
     for lane in Lane:
         stream = names.lane(lane)
-        state.waiting[lane] = redis.xlen(stream)
-        groups = redis.xinfo_groups(stream) if state.waiting[lane] or redis.exists(stream) else []
+        state.waiting[lane] = in_lane(redis, lane)
+        groups = redis.xinfo_groups(stream) if redis.exists(stream) else []
         state.pending[lane] = sum(group["pending"] for group in groups)
     limits, held = names.limit("", "")[:-1], names.held("", "")[:-1]
     for raw in redis.scan_iter(count=1000):

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults import Figures, NotPossible, Run, Scenario, damage, gateway, poison, redis, restarts, worker
+from tests.faults import Figures, NotPossible, Run, Scenario, damage, gateway, poison, rabbit, redis, restarts, worker
 
 SCENARIOS: dict[str, Scenario] = {
     name: scenario
-    for module in (worker, gateway, redis, damage, poison, restarts)
+    for module in (worker, gateway, redis, rabbit, damage, poison, restarts)
     for name, scenario in module.SCENARIOS.items()
 }
 TEST_SECONDS = 240  # for one at the size of a test: far more than it takes, but for a mail that waits for a dead mailer

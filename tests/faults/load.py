@@ -18,7 +18,7 @@ from redis import Redis
 
 from adapters import names
 from app.messages import Lane
-from tests.deployment import Deployment
+from tests.deployment import Deployment, in_lane
 from tests.faults.log import Log
 from tests.faults.mails import Mails
 from tests.faults.visitors import KEYED_SECONDS, Guesser, Owner, Registrant, Visitor
@@ -151,7 +151,7 @@ class Load:
 
 async def lanes_empty(redis_url: str, seconds: float) -> bool:
     with Redis.from_url(redis_url) as redis:
-        return await until(lambda: not any(redis.xlen(names.lane(lane)) for lane in Lane), seconds)
+        return await until(lambda: not any(in_lane(redis, lane) for lane in Lane), seconds)
 
 
 async def until(reached: Callable[[], object], seconds: float) -> bool:

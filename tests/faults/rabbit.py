@@ -1,0 +1,86 @@
+"""RabbitMQ as the broker: its workers' deaths, and a server that has no memory left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from tests.faults import Figures, NotPossible, Run, Scenario
+from tests.faults.audit import Allowed
+from tests.faults.load import Load, Shape
+from tests.faults.redis import AWAY, insist
+from tests.faults.stage import Stage, stage
+from tests.servers import Kind, Server, locate, server_of
+
+FULL_SECONDS = 3.0
+REFUSED_SECONDS = 3.0  # no answer may take longer while RabbitMQ confirms nothing
+SHAPE = Shape(owners=12, guessers=8, registrants=4)
+
+
+@asynccontextmanager
+async def with_rabbit(run: Run, workers: int = 2) -> AsyncIterator[tuple[Stage, Server]]:
+    source = locate(Kind.RABBITMQ, os.environ)
+    if isinstance(source, str):
+        raise NotPossible(source)
+    server = server_of(source, run.folder / "rabbitmq")
+    if not server.mortal:
+        raise NotPossible("the given RabbitMQ is not ours to kill")
+    await server.start()
+    try:
+        settings = {"FIN_BROKER_URL": server.parts.geturl(), "FIN_DEPLOYMENT": f"t{secrets.token_hex(4)}"}
+        async with stage(run, workers=workers, settings=settings) as play:
+            yield play, server
+    finally:
+        await server.stop()
+
+
+async def rabbit_worker_killed(run: Run) -> Figures:
+    """Workers die all the time, and what they held is handed to others: what was settled is told, and done once."""
+    kills, choices = run.size(test=8, full=100), run.random
+    async with with_rabbit(run, workers=3) as (play, _), Load.on(play.deployment, run.seed, SHAPE) as load:
+        while play.killed < kills:
+            run.say(f"{load.requests} requests, {play.killed} kills")
+            await load.more(choices.randint(50, 150))
+            play.kill(choices.choice(play.of("worker")), "worker")
+            play.deployment.add("worker")
+        await load.more(200)
+        log = await load.stop()
+        play.audit(log, Allowed(errors=frozenset({"internal"})))
+    return play.figures(log)
+
+
+async def rabbit_full(run: Run) -> Figures:
+    """RabbitMQ has no memory left and confirms nothing: `unavailable` in time, and all is well when it has again."""
+    times = run.size(test=1, full=5)
+    async with with_rabbit(run) as (play, server), Load.on(play.deployment, run.seed, SHAPE) as load:
+        hand = load.hand()
+        hand.patient = False
+        address = await hand.sign_up()
+        refused: list[float] = []
+        for n in range(times):
+            run.say(f"{load.requests} requests, {n} of {times} times")
+            await load.more(200)
+            async with server.full():
+                until = time.monotonic() + FULL_SECONDS
+                while time.monotonic() < until:
+                    began = time.monotonic()
+                    await asyncio.gather(hand.login(address), return_exceptions=True)
+                    refused.append(time.monotonic() - began)
+                    await asyncio.sleep(0.05)
+            await insist(lambda: hand.login(address))
+        await load.more(200)
+        log = await load.stop()
+        play.audit(log, AWAY)
+        play.all_live()
+    assert max(refused) < REFUSED_SECONDS, f"an answer took {max(refused):.1f} s"
+    return {**play.figures(log), "answered within s": round(max(refused), 2)}
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "rabbit_worker_killed": rabbit_worker_killed,
+    "rabbit_full": rabbit_full,
+}

@@ -1,0 +1,120 @@
+"""RabbitMQ as the broker, as an operator meets it: what is wrong is said at the start, what is away heals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import aio_pika
+import pytest
+
+from app.messages import Lane
+from tests.deployment import PASSWORD, Deployment, free_port, new_address, secret
+from tests.servers import Kind, Server, locate, server_of
+from tests.test_startup import app, ended
+
+pytestmark = pytest.mark.all
+SECRETS = {"FIN_EDGE_SECRET": secret(), "FIN_WORKER_SECRET": secret(), "FIN_PEPPER": secret()}
+
+
+@pytest.fixture(scope="module")
+def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    source = locate(Kind.RABBITMQ, os.environ)
+    if isinstance(source, str):
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(source)
+    assert not isinstance(source, str)
+    server = server_of(source, tmp_path_factory.mktemp("rabbitmq"))
+    asyncio.run(server.start())
+    yield server
+    asyncio.run(server.stop())
+
+
+def url_of(rabbit: Server, user: str = "", vhost: str = "") -> str:
+    parts = rabbit.parts
+    return f"amqp://{user or f'{parts.username}:{parts.password}'}@{parts.hostname}:{parts.port}/{vhost}"
+
+
+@pytest.mark.parametrize("role", ["gateway", "worker"])
+@pytest.mark.parametrize(
+    ("user", "vhost", "words"),
+    [
+        ("guest:wrong-password-of-ours", "", "refuses our name or password"),
+        ("", "nowhere", "does not let us into the virtual host"),
+    ],
+)
+def test_a_broker_that_does_not_let_us_in_is_said_in_a_sentence(
+    rabbit: Server,
+    redis_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    role: str,
+    user: str,
+    vhost: str,
+    words: str,
+) -> None:
+    settings = SECRETS | {"FIN_REDIS_URL": redis_url, "FIN_BROKER_URL": url_of(rabbit, user, vhost)}
+    settings["FIN_PORT"] = str(free_port())
+    status, lines = ended(app(role, tmp_path_factory.mktemp("refused"), **settings))
+
+    assert status == 78
+    assert len(lines) == 1 and "FIN_BROKER_URL" in lines[0] and words in lines[0]
+    assert "wrong-password" not in lines[0]
+
+
+@asynccontextmanager
+async def channel_to(rabbit: Server) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
+    connection = await aio_pika.connect(url_of(rabbit))
+    async with connection:
+        yield await connection.channel()
+
+
+async def test_a_queue_of_ours_that_is_made_otherwise_is_said_in_a_sentence(
+    rabbit: Server, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with channel_to(rabbit) as channel:
+        await channel.declare_queue(f"otherwise.{Lane.HASH}", durable=True)
+    settings = SECRETS | {"FIN_REDIS_URL": redis_url, "FIN_BROKER_URL": url_of(rabbit), "FIN_DEPLOYMENT": "otherwise"}
+    status, lines = await asyncio.to_thread(ended, app("worker", tmp_path_factory.mktemp("otherwise"), **settings))
+
+    assert status == 78
+    assert "FIN_BROKER_URL: a queue of ours exists with other arguments" in lines[0] and "otherwise.hash" in lines[0]
+
+
+async def test_a_broker_that_is_not_there_at_the_start_is_waited_for_and_one_that_goes_is_missed(
+    rabbit: Server, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if not rabbit.mortal:
+        pytest.skip("the given RabbitMQ is not ours to stop")
+    await rabbit.kill()
+    settings = {"FIN_BROKER_URL": url_of(rabbit), "FIN_DEPLOYMENT": "later"}
+    with Deployment.start(tmp_path_factory.mktemp("later"), redis_url, workers=0, settings=settings) as running:
+        running.add("worker")
+        gateway = running.of("gateway")[0]
+        await asyncio.to_thread(running.wait_listening, gateway)
+        for _ in range(2):  # before it is there for the first time, and when it has gone
+            async with running.client() as client:
+                answer = await client.ask("register", email=new_address(), password=PASSWORD)
+            assert answer.code == "unavailable" and answer.data["retryAfterMs"] > 0
+            await asyncio.wait_for(asyncio.to_thread(until_ready, running, False), 10)
+            await rabbit.restart()
+            await asyncio.wait_for(asyncio.to_thread(until_ready, running, True), 20)
+            async with running.account() as (client, account):
+                await account.login(client)
+            await rabbit.kill()
+        await rabbit.restart()
+
+
+def until_ready(running: Deployment, ready: bool) -> None:
+    while True:
+        try:
+            with urlopen(running.url(scheme="http", path="/readyz")) as answer:
+                if ready and json.load(answer)["checks"]["broker"]:
+                    return
+        except HTTPError as error:
+            with error:
+                if not ready and not json.load(error)["checks"]["broker"]:
+                    return
