@@ -31,6 +31,7 @@ from aio_pika.exceptions import (
     DeliveryError,
     InvalidFrameError,
     ProbableAuthenticationError,
+    PublishError,
 )
 
 from adapters import names
@@ -89,6 +90,10 @@ def worker(redis_url: str, amqp_url: str, deployment: str, consumer: str) -> tup
     return RabbitWorker(batch, store, amqp_url, deployment, consumer), store
 
 
+class NotTaken(Unavailable):
+    """The broker has refused a message, for want of room."""
+
+
 class Line:
     """One connection with one channel, opened at first use, and again after a failure. Nothing is ever sent again."""
 
@@ -96,28 +101,52 @@ class Line:
         self._url, self._name, self._opened = url, name, opened
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
-        self._lock = asyncio.Lock()
+        self._opening: asyncio.Task[AbstractChannel] | None = None
 
     async def channel(self) -> AbstractChannel:
-        """Unavailable, or Fault where asking again is of no use."""
-        async with self._lock:
-            if self._channel is None or self._channel.is_closed:
-                await self._drop()
-                self._channel = await attempt(self._open(), CONNECT_SECONDS)
+        """Whoever comes while it is being opened waits for that one attempt, and shares its end."""
+        if self._channel is not None and not self._channel.is_closed:
             return self._channel
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open_anew())
+            self._opening.add_done_callback(self._opened_or_not)
+        return await asyncio.shield(self._opening)
 
     async def publish(self, queue: str, body: bytes, id: str) -> bool:
-        """True when the broker has it for good; False: it has refused it, or there is no such queue."""
+        """True when the broker has it for good; False: there is no such queue. NotTaken where that is full."""
         channel = await self.channel()
         message = aio_pika.Message(body, message_id=id, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
         try:
             await attempt(channel.default_exchange.publish(message, queue), ANSWER_SECONDS)
-        except DeliveryError:  # PublishError, its subclass, is an unroutable one
+        except PublishError:
             return False
+        except DeliveryError:
+            raise NotTaken(f"RabbitMQ: {queue} is full") from None
         except Unavailable:
-            await self.close()  # what is still in its buffers must not be sent when nobody counts on it any more
+            if channel is self._channel:  # what is in its buffers must not be sent when nobody counts on it any more
+                await self._drop()
             raise
         return True
+
+    async def close(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
+        await self._drop()
+
+    def _opened_or_not(self, opening: asyncio.Task[AbstractChannel]) -> None:
+        self._opening = None
+        if not opening.cancelled():
+            opening.exception()  # told to whoever waits for it; perhaps nobody does any more
+
+    async def _open_anew(self) -> AbstractChannel:
+        await self._drop()
+        try:
+            self._channel = await attempt(self._open(), CONNECT_SECONDS)
+        except BaseException:
+            await self._drop()
+            raise
+        return self._channel
 
     @property
     def version(self) -> tuple[int, int]:
@@ -125,10 +154,6 @@ class Line:
         properties = getattr(self._connection.transport.connection, "server_properties", {})  # type: ignore[union-attr]
         major, minor, *_ = (int(part) for part in re.findall(r"\d+", str(properties.get("version", "0.0"))))
         return major, minor
-
-    async def close(self) -> None:
-        async with self._lock:
-            await self._drop()
 
     async def _open(self) -> AbstractChannel:
         properties: Any = {"connection_name": f"finthenticate-{self._name}"}
@@ -172,9 +197,12 @@ class Inbox:
         self._waiting: deque[AbstractIncomingMessage] = deque()
         self._there = asyncio.Event()
         self._prefetch = 0
+        self._gone = False
 
     async def take(self, most: int) -> list[AbstractIncomingMessage]:
         """Waits a moment for the first."""
+        if self._gone:
+            await self._line.close()
         channel = await self._line.channel()
         if most > self._prefetch:
             self._prefetch = most + most // 2  # what is being settled is not acknowledged yet
@@ -185,12 +213,17 @@ class Inbox:
                 await asyncio.wait_for(self._there.wait(), TAKE_SECONDS)
         return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
 
+    async def open(self) -> None:
+        await self._line.channel()
+
     async def close(self) -> None:
         """What was not acknowledged is handed to somebody else."""
         await self._line.close()
 
     async def _opened(self, channel: AbstractChannel) -> None:
         self._waiting.clear()
+        self._gone = False
+        (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(self._cancelled)
         self._queue, self._consumer = await self._make(channel), ""
         if self._prefetch:
             await self._consume(channel)
@@ -202,6 +235,11 @@ class Inbox:
             await self._queue.cancel(self._consumer)
         await channel.set_qos(prefetch_count=self._prefetch)
         self._consumer = await self._queue.consume(self._receive)
+
+    def _cancelled(self, _: object) -> None:
+        """The broker hands out nothing more here: the queue was deleted, or its node is gone."""
+        self._gone = True
+        self._there.set()
 
     async def _receive(self, message: AbstractIncomingMessage) -> None:
         self._waiting.append(message)
@@ -274,17 +312,20 @@ class RabbitGateway(GatewayState):
 
     async def admit(self, entry: Entry, patience: float) -> Admitted | Full | Expired | Known:
         await self._line.channel()  # away: said before anything is let in
+        await self._inbox.open()  # nor before its reply has somewhere to go
         now = int(time.monotonic() * 1000 + self._offset)
         answer = await self.let_in(entry, patience, "ZADD", now, entry.rid)
         if isinstance(answer, Admitted):
             try:
-                queued = await self._line.publish(self._queues.lane(entry.lane), pack(to_fields(entry)), entry.rid)
+                if not await self._line.publish(self._queues.lane(entry.lane), pack(to_fields(entry)), entry.rid):
+                    await self._line.close()  # its queue was deleted: it is made with the next connection
+                    raise Unavailable("RabbitMQ: the lane has no queue")
+            except NotTaken:
+                await self._undo(entry)
+                return Full(None)
             except Unavailable:
                 await self._undo(entry)  # whoever sends it again need not wait for what may never come
                 raise
-            if not queued:
-                await self._undo(entry)
-                return Full(None)
         return answer
 
     async def replies(self) -> AsyncIterator[Sealed | Signed]:

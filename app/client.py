@@ -76,6 +76,8 @@ class Client:
             await self.send(orjson.dumps(frame))
         except Closed:
             self._asked.pop(id, None)
+            if not future.cancel():
+                future.exception()  # told already, by `read`, what is raised here
             raise
         return await future
 

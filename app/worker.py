@@ -140,14 +140,14 @@ class Worker:
 
         After an outage nothing was heard of anybody, and all that is in hand looks stranded: its holders speak first.
         """
-        taken = 0
+        taken, spoken = 0, self._spoken
+        self._spoken = True  # unless the store goes away meanwhile
         for lane, hold in self._holds.items():
-            most = 0 if self._suspects or not self._spoken else 1
+            most = 0 if self._suspects or not spoken else 1
             for delivery in await self._broker.reap(lane, most, self._at_work_on(lane)):
                 log.warning("taken over", extra={"fields": _words(delivery)})
                 self._start(delivery, hold)
                 taken += 1
-        self._spoken = True
         if self._suspects:
             await asyncio.wait(self._suspects, timeout=REAP_SECONDS)
         elif not taken:

@@ -242,6 +242,7 @@ async def test_an_error_is_told_to_all_who_joined_and_is_not_recorded(
     assert not left
 
 
+@pytest.mark.streams
 async def test_a_gateway_killed_in_a_login_the_client_gets_its_result_from_the_other_computed_once(
     redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

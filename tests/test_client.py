@@ -11,6 +11,7 @@ from app.client import Verifier, connect, steady
 from tests.deployment import Deployment
 
 
+@pytest.mark.streams
 async def test_a_steady_client_gets_its_login_from_the_other_gateway_when_its_own_is_killed(
     redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -19,6 +19,7 @@ from tests.brokers.ground import (
     TRIES,
     GatewaySide,
     Ground,
+    WorkerSide,
     entry,
     insist,
     named,
@@ -35,18 +36,17 @@ BACK_SECONDS = 10.0  # from a server's return until it is used again
 
 
 async def ask(gateway: GatewaySide, rid: str, deadline: int) -> str:
-    """ "admitted", or "unknown": it may be there or not."""
+    """ "admitted", "refused", or "unknown": it may be there or not."""
     try:
         answer = await gateway.broker.admit(entry(rid, deadline), 0.0)
     except Unavailable:
         return "unknown"
-    assert isinstance(answer, Admitted), answer
-    return "admitted"
+    assert isinstance(answer, Admitted | Full), answer
+    return "admitted" if isinstance(answer, Admitted) else "refused"
 
 
-async def settle_all(ground: Ground, told: Mapping[str, str]) -> list[str]:
+async def settle_all(worker: WorkerSide, told: Mapping[str, str]) -> list[str]:
     """Whose were settled: all that was admitted, perhaps some that are unknown, and nothing twice."""
-    worker = await ground.worker()
     settled: list[str] = []
     admitted = {rid for rid, state in told.items() if state == "admitted"}
 
@@ -59,7 +59,7 @@ async def settle_all(ground: Ground, told: Mapping[str, str]) -> list[str]:
 
     await until(all_came, f"all of {len(admitted)} that were admitted", 30)
     assert len(settled) == len(set(settled))
-    assert set(settled) <= set(told)
+    assert set(settled) <= {rid for rid, state in told.items() if state != "refused"}
     return settled
 
 
@@ -70,7 +70,7 @@ async def test_what_was_admitted_survives_the_death_of_every_server(ground: Grou
     async with AsyncExitStack() as stack:
         for kind in ground.servers:
             await stack.enter_async_context(ground.killed(kind))
-    settled = await settle_all(ground, dict.fromkeys(named(30), "admitted"))
+    settled = await settle_all(await ground.worker(), dict.fromkeys(named(30), "admitted"))
     assert sorted(await gateway.answers(30)) == sorted(settled)
 
 
@@ -110,8 +110,7 @@ async def test_of_what_is_asked_while_a_server_dies_all_that_was_admitted_is_the
     finally:
         stop.set()
         await asking
-    assert "admitted" in told.values()
-    settled = await settle_all(ground, told)
+    settled = await settle_all(await ground.worker(), told)
 
     async def all_answered() -> bool:
         gateway.listen()
@@ -221,7 +220,7 @@ async def test_who_lost_the_answer_to_admit_finds_it_queued_once_or_not_at_all(g
             told[str(kind)] = await ask(gateway, str(kind), deadline)
         assert told[str(kind)] == "unknown"
     told["after"] = await insist(lambda: asked_again(gateway, deadline))
-    settled = await settle_all(ground, told)
+    settled = await settle_all(worker, told)
     assert sorted(await gateway.answers(len(settled))) == sorted(settled)
     assert await worker.take() == []
 
@@ -238,7 +237,7 @@ async def test_who_lost_the_answer_to_settle_asks_again_and_it_is_settled_once_w
     for kind in ground.servers:
         rid = f"settled without {kind}"
         await gateway.send(rid)
-        delivery = await worker.receive_one()
+        delivery = await worker.receive_named(rid)
         settle = partial(worker.settle, delivery, verdict=Verdict.FAILED, limits=(TRIES,))
         with worker.wires[kind].deaf(), pytest.raises(Unavailable):
             await settle()
@@ -253,24 +252,26 @@ async def test_who_lost_the_answer_to_settle_asks_again_and_it_is_settled_once_w
 
 
 async def test_a_worker_that_died_before_it_knew_of_its_settling_leaves_it_done_and_answered(ground: Ground) -> None:
-    gateway, worker = await ground.pair()
+    gateway = await ground.gateway()
     gateway.listen()
     for kind in ground.servers:
         dying = await ground.worker()
         rid = f"dead without {kind}"
         await gateway.send(rid)
-        delivery = await dying.receive_one()
+        delivery = await dying.receive_named(rid)
         with dying.wires[kind].deaf(), pytest.raises(Unavailable):
             await dying.settle(delivery)
         dying.wires.shut()
+        worker = await ground.worker()
 
-        async def answered(rid: str = rid) -> bool:
+        async def answered(worker: WorkerSide = worker, rid: str = rid) -> bool:
             for again in [*await worker.take(), *await worker.reap()]:
                 assert await worker.settle(again) in ("settled", "done")
             return rid in rids_of(gateway.heard)
 
         await until(answered, "an answer, whoever gives it")
-    heard = rids_of(await ground.echo(gateway, worker))
+        await worker.broker.close()
+    heard = rids_of(await ground.echo(gateway, await ground.worker()))
     assert heard == [f"dead without {kind}" for kind in ground.servers]
 
 
@@ -373,7 +374,7 @@ async def test_a_full_server_is_said_to_be_unavailable_in_time_and_used_when_the
         assert time.monotonic() - began < 3 * TOLD_SECONDS
     assert await insist(lambda: worker.settle(delivery)) in ("settled", "done")
     told["after"] = await insist(lambda: asked_again(gateway, deadline))
-    settled = await settle_all(ground, told)
+    settled = await settle_all(worker, told)
     expected = sorted(["before", *settled])
     assert sorted(await gateway.answers(len(expected))) == expected
 
