@@ -72,6 +72,8 @@ def ground(request: pytest.FixtureRequest, fleet: Fleet, monkeypatch: pytest.Mon
     servers = {kind: fleet.of(kind) for kind in adapter.servers}
     if request.node.get_closest_marker("mortal") and not all(server.mortal for server in servers.values()):
         pytest.skip("a server that was given by a URL is neither killed nor filled")
+    if request.node.get_closest_marker("mortal") and adapter.frail:
+        pytest.skip(adapter.frail)
     if not request.node.get_closest_marker("unhurried"):
         shorten(adapter, monkeypatch.setattr)
     return Ground(adapter, servers)
