@@ -4,7 +4,7 @@ To add a broker:
 
 1. Write the two classes from the docstrings of app/ports.py, and where they keep state in Redis, as the brokers here
    do, on adapters/redis_state.py and RedisStore, whose `check` and `settle` are the Store and the fence.
-2. Give its server a kind in tests/servers.py, unless it has one.
+2. Give its server a kind in tests/running.py and tests/servers.py, unless it has one.
 3. Add an Adapter to ADAPTERS in tests/brokers/adapters.py: which servers it needs, the broker's own first; how a
    gateway's and a worker's side are made on their URLs; which of its modules have times that tests make short; how
    something unreadable comes into a lane, and what is kept of dead letters.

@@ -37,7 +37,7 @@ from app.records import Counts, Facts, Limit, Needs, Outcome, Verdict
 from app.rules import HOUR
 from tests.brokers.adapters import Adapter
 from tests.brokers.wire import Wire
-from tests.servers import Kind, Server, version_at
+from tests.running import Kind, Server, version_at
 
 T = TypeVar("T")
 SECONDS = 15.0  # until something that has to come is given up

@@ -39,6 +39,7 @@ class Hand:
 
     async def die(self) -> None:
         """Without a word, with whatever it holds."""
+        self._stopping = True
         self._side.wires.shut()
         for task in [*self._loops, *self._holds]:
             task.cancel()

@@ -81,11 +81,11 @@ async def test_what_was_released_does_not_count_as_handed_out(ground: Ground) ->
     gateway, worker = await ground.pair()
     await gateway.send("rid")
     for _ in range(4):
-        delivery = await worker.receive_one()
+        delivery = await worker.receive_one(seconds=5)
         assert delivery.deliveries == 1
         await worker.broker.release(delivery)
         worker = await ground.worker()
-    assert (await worker.receive_one()).deliveries == 1
+    assert (await worker.receive_one(seconds=5)).deliveries == 1
 
 
 async def test_a_worker_that_leaves_hands_back_what_it_has_not_begun(ground: Ground) -> None:

@@ -138,27 +138,21 @@ async def test_what_was_in_hand_when_a_server_died_is_settled_once(ground: Groun
 
 
 @pytest.mark.mortal
-async def test_replies_that_were_not_read_survive_the_death_of_the_server(ground: Ground) -> None:
-    gateway, worker = await ground.pair()
-    await gateway.send(*named(5))
-    await worker.serve(5)
+async def test_replies_that_were_not_read_survive_the_death_of_the_server_and_a_reader_goes_on_after_it(
+    ground: Ground,
+) -> None:
+    reader, worker = await ground.pair()
+    late = await ground.gateway("late")
+    await late.send(*named(5))
+    await reader.send("before")
+    await worker.serve(6)
+    await reader.hears(1)
     async with ground.killed(ground.adapter.servers[0]):
         pass
-    assert await gateway.answers(5) == named(5)
-
-
-@pytest.mark.mortal
-async def test_a_reader_goes_on_when_the_server_is_back(ground: Ground) -> None:
-    gateway, worker = await ground.pair()
-    await gateway.send("before")
-    await worker.serve(1)
-    await gateway.hears(1)
-    async with ground.killed(ground.adapter.servers[0]):
-        pass
-    await insist(lambda: gateway.send("after"))
-    delivery = await worker.receive_one()
-    await insist(lambda: worker.settle(delivery))
-    assert await gateway.answers(2) == ["before", "after"]
+    await insist(lambda: reader.send("after"))
+    await insist(partial(worker.settle, await worker.receive_named("after")))
+    assert await reader.answers(2) == ["before", "after"]
+    assert await late.answers(5) == named(5)
 
 
 async def test_replies_go_on_where_they_were_after_the_server_was_away(ground: Ground) -> None:

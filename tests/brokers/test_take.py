@@ -95,7 +95,7 @@ async def test_a_worker_that_takes_no_more_keeps_nothing_from_the_others(ground:
     await busy.take(4)
     await gateway.send(*named(10))
     held = await busy.receive_one()  # and asks for nothing more
-    found = await idle.receive(9)
+    found = await idle.receive(9, seconds=5)
     assert sorted([rid_of(held), *rids(found)]) == sorted(named(10))
 
 
@@ -119,7 +119,7 @@ async def test_however_much_a_worker_holds_it_can_take_more(ground: Ground) -> N
         found.extend(await worker.take(5))
         return len(found) >= 60
 
-    await until(all_came, "all of them in one hand")
+    await until(all_came, "all of them in one hand", 5)
     assert rids(found) == named(60)
 
 

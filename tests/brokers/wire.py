@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import cast
 
-from tests.servers import Server
+from tests.running import Server
 
 
 class Wire:
