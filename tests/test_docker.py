@@ -118,6 +118,9 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]
         yield running
     finally:
         running.composed("down", "--volumes", "--remove-orphans", "--timeout", "20")
+        shutil.rmtree(
+            folder
+        )  # tests/test_secrecy.py looks through what tests leave, and source quotes codes and events
 
 
 @pytest.mark.all

@@ -48,17 +48,21 @@ async def ask(gateway: GatewaySide, rid: str, deadline: int) -> str:
 async def settle_all(worker: WorkerSide, told: Mapping[str, str]) -> list[str]:
     """Whose were settled: all that was admitted, perhaps some that are unknown, and nothing twice."""
     settled: list[str] = []
+    new: list[str] = []
     admitted = {rid for rid, state in told.items() if state == "admitted"}
 
     async def all_came() -> bool:
         deliveries = [*await worker.take(50), *await worker.reap(50)]
         for delivery in deliveries:
+            if delivery.deliveries == 1:
+                new.append(rid_of(delivery))
             if await insist(partial(worker.settle, delivery)) == "settled":
                 settled.append(rid_of(delivery))
         return admitted <= set(settled) and not deliveries
 
     await until(all_came, f"all of {len(admitted)} that were admitted", 30)
     assert len(settled) == len(set(settled))
+    assert len(new) == len(set(new)), "queued twice"
     assert set(settled) <= {rid for rid, state in told.items() if state != "refused"}
     return settled
 
