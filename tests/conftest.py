@@ -16,12 +16,18 @@ import uvloop
 from tests.deployment import BROKER, Deployment
 from tests.servers import Kind, Misconfigured, locate, report, server_of
 
+SERVERS = pytest.StashKey[list[str]]()
 
-def pytest_report_header() -> list[str]:
+
+def pytest_configure(config: pytest.Config) -> None:
     try:
-        return report(os.environ)
+        config.stash[SERVERS] = report(os.environ)
     except Misconfigured as wrong:
         raise pytest.UsageError(str(wrong)) from None
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return config.stash[SERVERS]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

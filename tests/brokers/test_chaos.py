@@ -11,8 +11,8 @@ import pytest
 
 from app.ports import Admitted, Delivery, Unavailable
 from app.records import Verdict
+from tests.brokers.asking import SEED
 from tests.brokers.ground import TRIES, GatewaySide, Ground, WorkerSide, insist, rid_of, rids_of, until
-from tests.brokers.test_outage import SEED
 
 REQUESTS = 150
 WORKERS = 3

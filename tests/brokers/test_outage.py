@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 
 import pytest
 
 from app.messages import Lane
-from app.ports import Admitted, Delivery, Full, Unavailable
+from app.ports import Delivery, Full, Unavailable
 from app.records import Needs, Verdict
+from tests.brokers.asking import SEED, ask, asked_again, settle_all
 from tests.brokers.ground import (
     TRIES,
-    GatewaySide,
     Ground,
     WorkerSide,
     entry,
@@ -30,41 +29,8 @@ from tests.brokers.ground import (
     vitals,
 )
 
-SEED = int(os.environ.get("FIN_TEST_SEED") or random.randrange(1_000_000))
 TOLD_SECONDS = 8.0  # until whoever asks a server that is away, hangs or is full is told so
 BACK_SECONDS = 10.0  # from a server's return until it is used again
-
-
-async def ask(gateway: GatewaySide, rid: str, deadline: int) -> str:
-    """ "admitted", "refused", or "unknown": it may be there or not."""
-    try:
-        answer = await gateway.broker.admit(entry(rid, deadline), 0.0)
-    except Unavailable:
-        return "unknown"
-    assert isinstance(answer, Admitted | Full), answer
-    return "admitted" if isinstance(answer, Admitted) else "refused"
-
-
-async def settle_all(worker: WorkerSide, told: Mapping[str, str]) -> list[str]:
-    """Whose were settled: all that was admitted, perhaps some that are unknown, and nothing twice."""
-    settled: list[str] = []
-    new: list[str] = []
-    admitted = {rid for rid, state in told.items() if state == "admitted"}
-
-    async def all_came() -> bool:
-        deliveries = [*await worker.take(50), *await worker.reap(50)]
-        for delivery in deliveries:
-            if delivery.deliveries == 1:
-                new.append(rid_of(delivery))
-            if await insist(partial(worker.settle, delivery)) == "settled":
-                settled.append(rid_of(delivery))
-        return admitted <= set(settled) and not deliveries
-
-    await until(all_came, f"all of {len(admitted)} that were admitted", 30)
-    assert len(settled) == len(set(settled))
-    assert len(new) == len(set(new)), "queued twice"
-    assert set(settled) <= {rid for rid, state in told.items() if state != "refused"}
-    return settled
 
 
 @pytest.mark.mortal
@@ -223,10 +189,17 @@ async def test_who_lost_the_answer_to_admit_finds_it_queued_once_or_not_at_all(g
     assert await worker.take() == []
 
 
-async def asked_again(gateway: GatewaySide, deadline: int) -> str:
-    if (told := await ask(gateway, "after", deadline)) != "admitted":
-        raise Unavailable
-    return told
+async def test_who_lost_the_connection_while_he_asked_finds_it_queued_once_or_not_at_all(ground: Ground) -> None:
+    gateway, worker = await ground.pair()
+    await gateway.send("before")
+    deadline = await gateway.now() + 30_000
+    told = {"before": "admitted"}
+    for kind in ground.servers:
+        with gateway.wires[kind].losing():
+            told[str(kind)] = await ask(gateway, str(kind), deadline)
+    told["after"] = await insist(lambda: asked_again(gateway, deadline))
+    settled = await settle_all(worker, told)
+    assert sorted(await gateway.answers(len(settled))) == sorted(settled)
 
 
 async def test_who_lost_the_answer_to_settle_asks_again_and_it_is_settled_once_with_its_reply(ground: Ground) -> None:

@@ -19,6 +19,7 @@ class Wire:
         self._pairs: set[tuple[_End, _End]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: frozenset[str] = frozenset()  # which ways nothing goes: "asks", "answers"
+        self._losing = False
         self.port = 0
 
     async def open(self) -> None:
@@ -59,6 +60,21 @@ class Wire:
         yield from self._hold("answers")
         self.cut()
 
+    @contextmanager
+    def losing(self) -> Iterator[None]:
+        """The next answer is lost, and every connection with it; new ones are let through at once."""
+        self._losing = True
+        try:
+            yield
+        finally:
+            self._losing = False
+
+    def _loses(self) -> bool:
+        lost, self._losing = self._losing, False
+        if lost:
+            asyncio.get_running_loop().call_soon(self.cut)
+        return lost
+
     def _hold(self, *ways: str) -> Iterator[None]:
         self._hold_now(frozenset(ways))
         try:
@@ -77,7 +93,7 @@ class Wire:
 
     def _client(self) -> _End:
         near, far = _End(), _End()
-        near.peer, far.peer = far, near
+        near.peer, far.peer, far.loses = far, near, self._loses
         near.on_made = lambda: self._begin(near, far)
         return near
 
@@ -109,6 +125,7 @@ class _End(asyncio.Protocol):
     peer: _End
     transport: asyncio.Transport | None = None
     over = True  # not made yet, or lost
+    loses: Callable[[], bool] = staticmethod(lambda: False)
     on_made: Callable[[], object] = staticmethod(lambda: None)
     on_lost: Callable[[], object] = staticmethod(lambda: None)
 
@@ -117,7 +134,7 @@ class _End(asyncio.Protocol):
         self.on_made()
 
     def data_received(self, data: bytes) -> None:
-        if self.peer.transport is not None:
+        if self.peer.transport is not None and not self.loses():
             self.peer.transport.write(data)
 
     def connection_lost(self, error: Exception | None) -> None:
