@@ -87,9 +87,11 @@ class RestCall(Caller):
     answer: asyncio.Future[tuple[str, bytes]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+    steps: list[tuple[str, bytes]] = field(default_factory=list)  # what came before, and goes with the answer
 
     def progress(self, event: str, id: str, data: bytes) -> None:
-        """HTTP has no way to tell."""
+        if event != messages.Queued.event:  # HTTP has no way to tell it in time
+            self.steps.append((event, data))
 
     def end(self, event: str, id: str, data: bytes) -> None:
         if not self.answer.done():

@@ -310,16 +310,16 @@ class Gateway:
             self._not_online(pending, opened)
         asked_as = pending.origin.identity
         if isinstance(caller, Connection) and opened.code == Code.NOT_AUTHENTICATED and caller.identity == asked_as:
-            self._in_flight.end(pending, opened.event, opened.data, opened.code)
+            self._in_flight.end(pending, opened)
             if asked_as is not None:
                 self._session_over(caller, asked_as)
         elif opened.even:
             delay_ms = even_delay((time.monotonic() - pending.started) * 1000, self._hash_ms)
             delay_ms += random.uniform(0, EVEN_JITTER_MS)  # noqa: S311  # noise, not a secret
             loop = asyncio.get_running_loop()
-            loop.call_later(delay_ms / 1000, self._in_flight.end, pending, opened.event, opened.data, opened.code)
+            loop.call_later(delay_ms / 1000, self._in_flight.end, pending, opened)
         else:
-            self._in_flight.end(pending, opened.event, opened.data, opened.code)
+            self._in_flight.end(pending, opened)
 
     def _too_late(self, reply: Sealed) -> None:
         """Its client has been told something else, and so is authenticated as little as before."""
@@ -365,8 +365,14 @@ class Gateway:
                 self._notice(notice)
 
     def _notice(self, notice: entries.OpenedNotice) -> None:
+        if notice.only is not None:
+            if (waiting := self.connections.find(notice.only[1])) is not None:
+                waiting.socket.send(messages.push(notice.event, notice.data))
+            return
         for connection in self.connections.of_user(notice.user_id):
             if (self._node, connection.id) == notice.spare or connection.identity is None:
+                continue
+            if notice.devices is not None and connection.identity.device_ref not in notice.devices:
                 continue
             connection.socket.send(messages.push(notice.event, notice.data))
             if notice.close and connection.identity.session_id == notice.session_id:

@@ -37,6 +37,6 @@ def decide(request: Authenticate, facts: Facts, ctx: Context) -> Outcome:
         data,
         Verdict.PASSED,
         writes=(ConfirmSession(session, facts.now),),
-        identity=Identity(account.id, session.id),
+        identity=Identity(account.id, session.id, session.device_ref),
         subject=account.id,
     )
