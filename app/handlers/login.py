@@ -22,7 +22,6 @@ from app.records import (
     Notice,
     Outcome,
     PutChallenge,
-    RenewCode,
     UpgradePassword,
     Verdict,
 )
@@ -91,7 +90,7 @@ def _new_device(request: Login, account: Account, facts: Facts, ctx: Context) ->
         Verdict.PASSED,
         writes=(PutChallenge(challenge),),
         mails=(mail("new_device", account, facts, ctx, code=code, device=name),),
-        if_mailed=(RenewCode(mailed),),
+        if_mailed=(PutChallenge(mailed),),  # without its mail it has no code, and waits for an approval
         subject=account.id,
     )
     pending = Attempt.read(account.attempt)
