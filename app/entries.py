@@ -168,6 +168,7 @@ class OpenedNotice:
     data: bytes
     spare: tuple[str, str]
     close: bool
+    only: str = ""
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,7 @@ class _NoticeBody(Struct, frozen=True, tag="notice"):
     data: msgspec.Raw
     spare: tuple[str, str]
     close: bool
+    only: str = ""
 
 
 class _FailureBody(Struct, frozen=True, tag="failure"):
@@ -210,7 +212,8 @@ class _FailureBody(Struct, frozen=True, tag="failure"):
 def sign_notice(edge: Secrets, notice: Notice) -> Signed:
     event: Reply = notice.event
     data = msgspec.Raw(encode_data(event))
-    return _sign(edge, _NoticeBody(notice.user_id, notice.session_id, event.event, data, notice.spare, notice.close))
+    about = (notice.user_id, notice.session_id, event.event, data)
+    return _sign(edge, _NoticeBody(*about, notice.spare, notice.close, notice.only))
 
 
 def sign_failure(edge: Secrets, rid: str, code: Code) -> Signed:
@@ -235,7 +238,8 @@ def open_signed(edge: Secrets, signed: Signed) -> OpenedNotice | OpenedFailure |
         return OpenedFailure(body.rid, body.code)
     if isinstance(body, _WordBody):
         return OpenedWord(body.same, body.code, body.retry_after_ms)
-    return OpenedNotice(body.user_id, body.session_id, body.event, bytes(body.data), body.spare, body.close)
+    about = (body.user_id, body.session_id, body.event, bytes(body.data))
+    return OpenedNotice(*about, body.spare, body.close, body.only)
 
 
 def _sign(edge: Secrets, body: _NoticeBody | _FailureBody | _WordBody) -> Signed:

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import msgspec
 import orjson
@@ -337,6 +337,23 @@ class SessionEnded(Reply, frozen=True):
     reason: str
 
 
+Mailed = Literal[
+    "confirmation",
+    "already_registered",
+    "new_device",
+    "login_notice",
+    "reset",
+    "password_changed",
+    "second_factor_changed",
+]
+
+
+class MailStatus(Reply, frozen=True):
+    event: ClassVar[str] = "mail_status"
+    kind: Mailed
+    status: Literal["sent", "retrying", "failed"]
+
+
 class Draining(Reply, frozen=True):
     event: ClassVar[str] = "draining"
     reconnect_in_ms: int
@@ -381,7 +398,7 @@ KINDS: dict[str, Kind] = {
 EVENTS: dict[str, type[Struct]] = {
     **{kind.success.event: kind.success for kind in KINDS.values()},
     **{kind.refused: Refusal for kind in KINDS.values() if kind.refused},
-    **{reply.event: reply for reply in (Connected, Queued, SessionStarted, SessionEnded, Draining)},
+    **{reply.event: reply for reply in (Connected, Queued, SessionStarted, SessionEnded, MailStatus, Draining)},
     "error": Refusal,
 }
 

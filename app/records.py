@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
-from app.messages import Refusal, Reply
+from app.messages import Mailed, Refusal, Reply
 
 # --- records -------------------------------------------------------------------------------------------------
 
@@ -234,12 +234,22 @@ Write = PutChallenge | CreateAccount | StartSession | RotateSession | ConfirmSes
 
 @dataclass(frozen=True)
 class Mail:
-    """A mail to be sent. `decoy` ones are queued like others and dropped by the mailer: no time tells them apart."""
+    """A mail to be sent. `decoy` ones are queued like others and dropped by the mailer: no time tells them apart.
 
-    kind: Literal["confirmation", "already_registered", "decoy"]
+    `code`: six to eight digits; of a reset the opaque code for its link. `device` is a name as it was claimed: it may
+    hold anything. `tell`: the connection (node, connection) that is told how it goes; only where that has proved a
+    password or a session, since it shows that there is an account.
+    """
+
+    kind: Mailed | Literal["decoy"]
     to: str
     locale: str = ""
     code: str = field(default="", repr=False)
+    device: str = ""
+    ip: str = ""
+    at: int = 0  # when what it is about happened
+    change: Literal["", "enabled", "disabled", "recovery_codes"] = ""  # of a second factor
+    tell: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -255,6 +265,7 @@ class Notice:
 
     `session_id`: the session it is about; with `close`, that session's connections are closed after it.
     `spare`: the connection (node, connection) that caused it, which is not told.
+    `only`: the one connection that is told; the others of the account are not.
     """
 
     user_id: str
@@ -262,6 +273,7 @@ class Notice:
     event: Reply
     spare: tuple[str, str]
     close: bool = False
+    only: str = ""
 
 
 class Verdict(StrEnum):

@@ -365,6 +365,10 @@ class Gateway:
                 self._notice(notice)
 
     def _notice(self, notice: entries.OpenedNotice) -> None:
+        if notice.only:
+            if (told := self.connections.find(notice.only)) is not None:
+                told.socket.send(messages.push(notice.event, notice.data))
+            return
         for connection in self.connections.of_user(notice.user_id):
             if (self._node, connection.id) == notice.spare or connection.identity is None:
                 continue
