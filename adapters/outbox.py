@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from email.message import EmailMessage
-from email.utils import formatdate
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from app.mail.templates import render
+from app.mail.message import build
 from app.records import Mail
 from app.settings import Fault
 
@@ -17,28 +14,16 @@ from app.settings import Fault
 class Outbox:
     """Mailer into a folder. A mail's id is its file's name, so sending twice leaves one file."""
 
-    def __init__(self, folder: Path, public_url: str) -> None:
-        self._folder, self._public_url = folder, public_url
+    def __init__(self, folder: Path, public_url: str, sender: str) -> None:
+        self._folder, self._public_url, self._sender = folder, public_url, sender
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Fault(f"FIN_MAIL_URL: the outbox {folder} cannot be made: {error.strerror}.") from None
 
     async def send(self, mail: Mail, message_id: str) -> None:
-        await asyncio.to_thread(self._write, message_id, self._message(mail, message_id).as_bytes())
-
-    def _message(self, mail: Mail, message_id: str) -> EmailMessage:
-        subject, text = render(mail, self._public_url)
-        host = urlsplit(self._public_url).hostname or "localhost"
-        message = EmailMessage()
-        message["From"] = f"Finthenticate <no-reply@{host}>"
-        message["To"] = mail.to
-        message["Subject"] = subject
-        message["Date"] = formatdate()
-        message["Message-ID"] = f"<{message_id}@{host}>"
-        message["Auto-Submitted"] = "auto-generated"  # RFC 3834
-        message.set_content(text, cte="quoted-printable")
-        return message
+        message = build(mail, message_id, self._public_url, self._sender)
+        await asyncio.to_thread(self._write, message_id, message.as_bytes())
 
     def _write(self, message_id: str, content: bytes) -> None:
         partial = self._folder / f".{message_id}.part"

@@ -181,7 +181,7 @@ def _worker_side(settings: Settings, url: str, name: str) -> tuple[WorkerBroker,
 async def _mailer(settings: Settings) -> int:
     settings = replace(settings, amqp_url=None)  # mails lie in Redis with every broker
     url = await _redis_url(settings)
-    outbox = Outbox(settings.data_dir / settings.mail_url.removeprefix("file:"), settings.public_url)
+    outbox = Outbox(settings.data_dir / settings.mail_url.removeprefix("file:"), settings.public_url, "")
     keys = KeyFiles(settings.data_dir)
     opener = Opener(keys.seal_keys(Ring.MAIL, private=True), settings.edge_secret, "mail")
     mailer = MailerLoop(RedisMailQueue(Link(url, "mailer"), _consumer()), outbox, opener)

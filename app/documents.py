@@ -148,6 +148,7 @@ EXAMPLES: dict[str, Json] = {
     "queued": {"data": {"position": 42, "etaMs": 310}},
     "session_started": {"data": {**_SESSION, "deviceName": _LAPTOP, "ip": _IP}},
     "session_ended": {"data": {**_SESSION, "reason": "logout"}},
+    "mail_status": {"data": {"kind": "new_device", "status": "sent"}},
     "draining": {"data": {"reconnectInMs": 1500}},
 }
 

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import msgspec
 import orjson
@@ -524,6 +524,23 @@ class SecurityAlert(Reply, frozen=True):
     kind: str
 
 
+Mailed = Literal[
+    "confirmation",
+    "already_registered",
+    "new_device",
+    "login_notice",
+    "reset",
+    "password_changed",
+    "second_factor_changed",
+]
+
+
+class MailStatus(Reply, frozen=True):
+    event: ClassVar[str] = "mail_status"
+    kind: Mailed
+    status: Literal["sent", "retrying", "failed"]
+
+
 class Draining(Reply, frozen=True):
     event: ClassVar[str] = "draining"
     reconnect_in_ms: int
@@ -603,6 +620,7 @@ PUSHES: tuple[type[Reply], ...] = (
     SessionEnded,
     LoginAttempt,
     LoginDecided,
+    MailStatus,
     SecurityAlert,
     Draining,
 )

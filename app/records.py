@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
-from app.messages import Refusal, Reply
+from app.messages import Mailed, Refusal, Reply
 
 # --- records -------------------------------------------------------------------------------------------------
 
@@ -370,31 +370,27 @@ Write = (
     | BindChallenge
 )
 
-MailKind = Literal[
-    "confirmation",
-    "already_registered",
-    "new_device",
-    "login_notice",
-    "reset",
-    "password_changed",
-    "second_factor_changed",
-    "decoy",
-]
+MailKind = Mailed | Literal["decoy"]
 
 
 @dataclass(frozen=True)
 class Mail:
-    """A mail to be sent. `decoy` ones are queued like others and dropped by the mailer: no time tells them apart."""
+    """A mail to be sent. `decoy` ones are queued like others and dropped by the mailer: no time tells them apart.
+
+    `code`: six to eight digits; of a reset the opaque code for its link. `device` is a name as it was claimed: it may
+    hold anything. `tell`: the connection (node, connection) that is told how it goes; only where that has proved a
+    password or a session, since it shows that there is an account.
+    """
 
     kind: MailKind
     to: str
     locale: str = ""
     code: str = field(default="", repr=False)
-    device: str = ""  # as the client named it: anything
+    device: str = ""
     ip: str = ""
-    at: int = 0  # ms since 1970
-    change: str = ""  # of a second factor: enabled, disabled, recovery_codes
-    tell: tuple[str, str] | None = None  # (node, connection) that is told how it goes
+    at: int = 0  # when what it is about happened
+    change: Literal["", "enabled", "disabled", "recovery_codes"] = ""  # of a second factor
+    tell: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

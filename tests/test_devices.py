@@ -313,7 +313,7 @@ async def test_a_forgotten_password_is_set_anew_with_the_mailed_link(either: Dep
         code = await reset_code(either, account.email, 2)
 
         async def reset(code: str, password: str = NEW_PASSWORD) -> Answer:
-            return await stranger.ask("reset_password", email=account.email, code=code, newPassword=password)
+            answer: Answer = await stranger.ask("reset_password", email=account.email, code=code, newPassword=password)
 
         assert event_of(await reset(code, "password12345678")) == ("password_reset_failed", "password_common")
         assert event_of(await reset(code, "short")) == ("password_reset_failed", "password_too_short")

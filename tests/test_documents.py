@@ -127,7 +127,7 @@ def test_asyncapi_json_has_every_request_event_and_code() -> None:
     assert set(ASYNCAPI["operations"]) == {*KINDS, "push"}
     assert codes_in(ASYNCAPI, found) == set(Code)
     pushed = {ref["$ref"].rpartition("/")[2] for ref in ASYNCAPI["operations"]["push"]["messages"]}
-    assert pushed == {"connected", "session_started", "session_ended", "draining"}
+    assert pushed == {"connected", "session_started", "session_ended", "mail_status", "draining"}
 
 
 def test_openapi_json_has_every_request_its_events_and_every_code_at_its_status() -> None:

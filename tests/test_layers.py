@@ -36,11 +36,12 @@ STANDS_ON = {
     "app.gateway.server": "app.gateway.rest app.documents",
     "app.mail": "app.entries",
     "app.mail.templates": "app.records",
+    "app.mail.message": "app.mail.templates",
     "app.logs": "app.settings",
     "app.supervisor": "app.settings",
     "app.reload": "app.settings",
     "app.operator": "app.settings app.keys app.ports",
-    "adapters": "app.ports app.rules app.mail.templates app.supervisor",
+    "adapters": "app.ports app.rules app.mail.message app.supervisor",
     "app.__main__": "adapters app.gateway.server app.worker app.mail app.logs app.reload app.operator",
 }
 CORE = "messages records rules tokens passwords sealing entries settlements keys handlers documents".split()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
 from app import entries
 from app.ports import Mailer, MailQueue, SealedMail, Unavailable
@@ -54,6 +55,7 @@ class MailerLoop:
             if sealed is None:
                 raise Unreadable("not a mail")
             mail = entries.open_mail(self._opener, sealed)
+            mail = replace(mail, at=mail.at or int(token.partition("-")[0]))
         except Unreadable as error:
             log.error("dead letter", extra={"fields": {"lane": "mail", "reason": str(error)}})
             await self._queue.bury(token, str(error))
