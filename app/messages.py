@@ -743,6 +743,12 @@ def canonical(data: Request) -> bytes:
     return orjson.dumps(msgspec.to_builtins(data), option=orjson.OPT_SORT_KEYS)
 
 
+def code_of(data: bytes) -> str | None:
+    """The code in the data of a terminal event; None for a success."""
+    value = orjson.loads(data)
+    return value.get("code") if isinstance(value, dict) else None
+
+
 def encode(event: str, id: str | None, data: bytes) -> bytes:
     """A frame to a client around data that is JSON already."""
     return orjson.dumps({"event": event, "id": id, "data": orjson.Fragment(data)})

@@ -209,6 +209,7 @@ class Identity:
     user_id: str
     session_id: str
     device_ref: str = ""  # the trusted device that its session was started from
+    ends: int = 0  # when time ends its session, unless that is seen again elsewhere
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from redis import Redis
 
-from app import totp
+from adapters import names
+from app import rules, totp
 from app.client import Answer, Client
 from tests.deployment import PASSWORD, Account, Deployment, RestClient, event_of
 
@@ -343,3 +345,16 @@ async def test_a_changed_password_ends_every_other_session(guarded: Deployment) 
         assert (await pushed(other, "session_ended"))["reason"] == "password_changed"
         assert await asyncio.wait_for(other.close_code, 5) == 4401
         assert len((await owner.ask("sessions")).data["sessions"]) == 1
+
+
+async def test_a_silent_connection_is_told_when_time_ends_its_session(guarded: Deployment) -> None:
+    async with guarded.account() as (client, account):
+        login = await sign_in(client, account)
+        key = names.SESSIONS + login.data["sessionId"]
+        with Redis.from_url(guarded.redis_url) as redis:
+            left_ms = 1500
+            redis.hset(key, "created", int(time.time() * 1000) - rules.SESSION_ABSOLUTE_MS + left_ms)
+        await client.ask("authenticate", accessToken=login.data["accessToken"])
+
+        assert await pushed(client, "session_ended") == {"sessionId": login.data["sessionId"], "reason": "expired"}
+        assert await asyncio.wait_for(client.close_code, 5) == 4401

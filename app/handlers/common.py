@@ -164,9 +164,14 @@ def start_session(arrival: Arrival, facts: Facts, ctx: Context) -> Outcome:
         writes=(StartSession(session, account, device), *crowded_out[0]),
         notices=(Notice(account.id, session.id, told, here), *crowded_out[1]),
         mails=() if arrival.noticed else (notice,),
-        identity=Identity(account.id, session.id, session.device_ref),
+        identity=identity_of(session, facts.now),
         subject=account.id,
     )
+
+
+def identity_of(session: Session, now: int) -> Identity:
+    """What a connection is authenticated as, once its session is seen now."""
+    return Identity(session.user_id, session.id, session.device_ref, rules.session_ends(replace(session, seen=now)))
 
 
 def end_session(session: Session, reason: str, spare: tuple[str, str]) -> tuple[EndSession, Notice]:
