@@ -17,16 +17,17 @@ STANDS_ON = {
     "app.settings": "",
     "app.messages": "",
     "app.keys": "",
+    "app.totp": "",
     "app.client": "",
     "app.documents": "app.messages",
     "app.credit": "app.messages",
     "app.records": "app.messages",
-    "app.passwords": "app.settings",
+    "app.passwords": "app.settings app.messages",
     "app.sealing": "app.settings app.keys",
-    "app.tokens": "app.settings app.keys",
+    "app.tokens": "app.sealing",
     "app.rules": "app.records app.tokens",
     "app.ports": "app.records",
-    "app.handlers": "app.rules app.passwords",
+    "app.handlers": "app.rules app.passwords app.totp",
     "app.entries": "app.ports app.sealing",
     "app.settlements": "app.entries app.rules",
     "app.worker": "app.settlements app.handlers app.credit",
@@ -44,7 +45,7 @@ STANDS_ON = {
     "adapters": "app.ports app.rules app.mail.message app.supervisor",
     "app.__main__": "adapters app.gateway.server app.worker app.mail app.logs app.reload app.operator",
 }
-CORE = "messages records rules tokens passwords sealing entries settlements keys handlers documents".split()
+CORE = "messages records rules tokens passwords totp sealing entries settlements keys handlers documents".split()
 KEPT_OUT = set("time asyncio threading socket logging pathlib subprocess random importlib".split())
 ONLY_IN = {"redis": "adapters", "sanic": "app.gateway", "uvloop": "app.__main__"}
 CLOCK = {f"{name}.{how}" for name in ("datetime", "date") for how in ("now", "utcnow", "today")}
@@ -167,6 +168,11 @@ def test_the_order_of_the_layers_is_the_designs() -> None:
     [
         ("app.messages", "from app.rules import iso", "app.messages:1 knows app.rules"),
         ("app.messages", "import app.records", "app.messages:1 knows app.records"),
+        ("app.totp", "from app.tokens import Mint", "app.totp:1 knows app.tokens"),
+        ("app.totp", "import time", "app.totp:1 knows time"),
+        ("app.passwords", "from app.rules import iso", "app.passwords:1 knows app.rules"),
+        ("app.tokens", "from app.records import Account", "app.tokens:1 knows app.records"),
+        ("app.sealing", "from app.tokens import Mint", "app.sealing:1 knows app.tokens"),
         ("app.rules", "from app.handlers.common import Context", "app.rules:1 knows app.handlers.common"),
         ("app.rules", "from app import worker", "app.rules:1 knows app.worker"),
         ("app.handlers.login", "from app.ports import Store", "app.handlers.login:1 knows app.ports"),
