@@ -63,7 +63,7 @@ from app.records import (
     Outcome,
     PutChallenge,
     Recorded,
-    RenewedCode,
+    RenewCode,
     RotateSession,
     Session,
     StartSession,
@@ -920,7 +920,7 @@ async def test_a_new_code_replaces_the_old_and_the_challenge_lives_no_longer_for
 async def resend(parts: Bench, renewed: Challenge, *limits: Limit) -> str:
     """Mail a new code for a challenge."""
     rid = f"rid-{next(_numbers)}"
-    plan = settlement(rid, outcome(renewed=RenewedCode(renewed)), mails=((MAIL, sealed_mail(), limits),))
+    plan = settlement(rid, outcome(if_mailed=(RenewCode(renewed),)), mails=((MAIL, sealed_mail(), limits),))
     return await parts.keep(rid, await parts.soon(), plan)
 
 
@@ -942,7 +942,7 @@ async def test_a_code_is_renewed_by_the_first_mail_and_by_no_other(redis_url: st
         waits = await put_challenge(parts)
         none_left, renewed = replace(MAILS, most=0), replace(waits, code_mac="wrk1:new")
         mails = ((MAIL, sealed_mail("first"), (none_left,)), (MAIL, sealed_mail("second"), ()))
-        plan = settlement("mailed", outcome(renewed=RenewedCode(renewed)), mails=mails)
+        plan = settlement("mailed", outcome(if_mailed=(RenewCode(renewed),)), mails=mails)
         assert await parts.keep("mailed", await parts.soon(), plan) == "settled"
         assert [fields[b"id"] for _, fields in await parts.redis.xrange(names.MAIL)] == [b"second"]
         assert (await parts.check(Needs(challenge_id=waits.id))).challenge == waits
@@ -1074,12 +1074,12 @@ USER, SESSION, CHALLENGE = names.USERS + account().id, names.SESSIONS + session(
         ),
         pytest.param(
             CreateAccount(account(email="new@example.com"), challenge(), device()),
-            ("HSET", CHALLENGE, "user", "0wrk1-other"),
+            ("HSET", CHALLENGE, "user_id", "0wrk1-other"),
             id="an account whose challenge is another's",
         ),
-        pytest.param(RenewedCode(challenge()), ("DEL", CHALLENGE), id="a code for a challenge that is gone"),
+        pytest.param(RenewCode(challenge()), ("DEL", CHALLENGE), id="a code for a challenge that is gone"),
         pytest.param(
-            RenewedCode(challenge()), ("HSET", CHALLENGE, "email", "x@example.com"), id="a code for another's challenge"
+            RenewCode(challenge()), ("HSET", CHALLENGE, "email", "x@example.com"), id="a code for another's challenge"
         ),
         pytest.param(
             StartSession(session(id="0wrk1-new"), account(), None),
@@ -1102,7 +1102,7 @@ USER, SESSION, CHALLENGE = names.USERS + account().id, names.SESSIONS + session(
 )
 @pytest.mark.parametrize("place", ["first", "last"])
 async def test_a_conflict_leaves_everything_as_it_was(
-    redis_url: str, write: Write | RenewedCode, change: tuple[str, ...], place: str
+    redis_url: str, write: Write, change: tuple[str, ...], place: str
 ) -> None:
     async with bench(redis_url) as parts:
         await kept(parts)
@@ -1117,13 +1117,13 @@ async def test_a_conflict_leaves_everything_as_it_was(
             PutChallenge(await new_challenge(parts, id="0wrk1-other")),
             UpgradePassword(account().id, account().password, "pep1:new"),
         )
-        renewed = write if isinstance(write, RenewedCode) else None
-        first = () if isinstance(write, RenewedCode) else (write,)
+        if_mailed = isinstance(write, RenewCode)
+        first = () if if_mailed else (write,)
         writes = (*first, *others) if place == "first" else (*others, *first)
         told = notice("logout")
         plan = settlement(
             "rid",
-            outcome(*writes, identity=Identity(account().id, "new"), renewed=renewed),
+            outcome(*writes, identity=Identity(account().id, "new"), if_mailed=(write,) if if_mailed else ()),
             limits=(TRIES, USES),
             notices=((told, entries.sign_notice(EDGE, told)),),
             mails=((MAIL, sealed_mail(), (MAILS,)),),
