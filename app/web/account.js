@@ -2,7 +2,7 @@
 /** The page of somebody who is signed in: sessions, the second factor, the password, devices, who else wants in. */
 
 import { $, atLeave, complain, copy, fault, focusOn, part, refused, show, submits, t, toast } from "./page.js";
-import { locale } from "./strings.js";
+import { has, locale } from "./strings.js";
 
 /** @typedef {import("./enter.js").App} App */
 
@@ -23,7 +23,7 @@ export async function account(app) {
   second(app, $(root, "[data-second]"), about);
   password(app, $(root, "[data-password]"), about.email);
   attempts(app, $(root, "[data-attempt]"));
-  atLeave(client.on("security_alert", () => toast(t("alert"))));
+  atLeave(client.on("security_alert", ({ kind }) => toast(t(has(`alert_${kind}`) ? `alert_${kind}` : "alert"))));
   if (!document.activeElement || document.activeElement === document.body) $(root, "h1").focus();
 }
 
@@ -273,7 +273,7 @@ function attempts({ client }, place) {
     place.scrollIntoView({ block: "nearest" });
     /** @param {boolean} approve @param {string} [matchNumber] @param {any} [onProgress] */
     const decide = async (approve, matchNumber, onProgress) => {
-      const data = { loginId, approve, ...(matchNumber ? { matchNumber } : {}) };
+      const data = { loginId, approve, ...(matchNumber ? { matchNumber: Number(matchNumber) } : {}) };
       const answer = await client.ask("approve_login", data, { onProgress });
       if (!form.isConnected) return;
       if (answer.event === "login_decided") over(t(answer.data.approved ? "attemptApproved" : "attemptRefused"));

@@ -12,6 +12,7 @@
  * What it promises:
  * - A request is sent under one random `key` until it is answered or its patience is over, whatever becomes of the
  *   connection, so it is evaluated once.
+ * - A login that waits for a code moves along to the next connection. What the client tells of it: `moved`.
  * - The access token stays in memory. On the gateway's own pages the refresh token goes into a cookie that no script
  *   can read, and all tabs together refresh once; elsewhere (`cookie: false`) it stays in this object.
  * - Close codes are obeyed: some are not answered with a reconnect, and none at once by everybody.
@@ -54,6 +55,8 @@ const NEEDS_SESSION = new Set(
   `logout sessions revoke_session revoke_other_sessions change_password enroll_2fa confirm_2fa disable_2fa account
    forget_device new_recovery_codes approve_login`.split(/\s+/),
 );
+const CHALLENGES = new Set(["new_device_detected", "2fa_required"]);
+const PROOFS = new Set(["verify_device", "verify_2fa"]);
 const SIGNED_IN = new Set(["login_success", "token_refreshed"]);
 const ENDED = 4401, IDLE = 4408, FLOODING = 4429;
 const NEVER_AGAIN = new Set([1003, 1007, 1008, 1009]);
@@ -77,6 +80,8 @@ export class Client {
   /** @type {string | null} */ #refreshToken = null;
   /** @type {string | null} */ #as = null; // the session that this connection is authenticated as
   /** @type {Promise<void> | null} */ #identifying = null;
+  /** @type {Ask | null} */ #step = null; // what brought the challenge that waits for its proof
+  /** @type {"here" | "moving" | "elsewhere"} */ #stepIs = "elsewhere";
   /** @type {Promise<Token | null> | null} */ #renewing = null;
   /** @type {() => void} */ #stopTimer = () => {};
   /** @type {BroadcastChannel | undefined} */ #channel;
@@ -204,6 +209,7 @@ export class Client {
       this.#stopTimer();
       this.#greeted = true;
       if (this.#token) this.#identify();
+      if (this.#step) this.#move(this.#step);
       this.#enter({ name: "open" });
       this.#flush();
     } else if (frame.id === undefined) {
@@ -232,10 +238,11 @@ export class Client {
     this.#greeted = false;
     this.#as = null;
     this.#identifying = null;
+    this.#stepIs = "elsewhere";
     for (const ask of this.#asks.values()) {
       if (ask.sent) ask.onProgress({ event: "resending", data: {} });
       ask.rest();
-      if (ask.event === "authenticate") this.#finish(ask, failure("unavailable")); // it was about this connection
+      if (ask.event === "authenticate" || ask.moves) this.#finish(ask, failure("unavailable")); // it was about this connection
     }
     if (this.#state.name === "closed") return;
     if (ended) this.#over(this.#endReason || "ended");
@@ -297,6 +304,7 @@ export class Client {
           continue;
         }
       }
+      if (PROOFS.has(ask.event) && this.#step && this.#stepIs !== "here") continue;
       this.#send(ask);
       inFlight++;
     }
@@ -328,12 +336,30 @@ export class Client {
       this.#asks.delete(ask.id);
       ask.stopPatience();
       this.#as = answer.data.sessionId;
+      this.#step = null;
       await this.#keep(answer.data);
       this.#finish(ask, { event: answer.event, data: shown(answer.data) });
     } else {
+      if (CHALLENGES.has(answer.event) && !ask.moves) [this.#step, this.#stepIs] = [ask, "here"];
+      else if (answer.data.code === "challenge_expired" && PROOFS.has(ask.event)) this.#step = null;
       this.#finish(ask, answer);
     }
     this.#flush();
+  }
+
+  /** Sent again under its key, a login that waits for a proof belongs to this connection. @param {Ask} step */
+  #move(step) {
+    this.#stepIs = "moving";
+    const until = this.#world.now() + 10_000;
+    const ask = new Ask(String(++this.#ids), step.event, step.data, step.key, 10_000, until, () => {
+      if (this.#stepIs !== "moving" || this.#step !== step) return;
+      this.#stepIs = "here"; // or gone: then its proof is told so
+      this.#tell("moved", {});
+      this.#flush();
+    }, () => {});
+    ask.moves = true;
+    this.#asks.set(ask.id, ask);
+    this.#send(ask);
   }
 
   /** @param {Ask} ask @param {Answer} answer */
@@ -533,6 +559,7 @@ export class Client {
 /** A request that waits for its answer. */
 class Ask {
   sent = false; // on this connection
+  moves = false; // it only brings a step along
   held = false; // until the server has said to come again
   stopPatience = () => {};
   stopOverdue = () => {};

@@ -66,8 +66,8 @@ function newDevice(app, email, { challenge, sentTo, matchNumber, expiresIn }) {
   $(form, "[data-again]").addEventListener("click", () => signIn(app, { email }));
 
   const trusted = () => /** @type {HTMLInputElement} */ ($(form, "#trust")).checked;
-  /** @param {Record<string, string>} proof @param {(progress: Answer) => void} [onProgress] */
-  const verify = async (proof, onProgress) => {
+  /** @param {Record<string, string>} proof @param {(progress: Answer) => void} [onProgress] @param {boolean} [quiet] */
+  const verify = async (proof, onProgress, quiet = false) => {
     const answer = await app.client.ask("verify_device", { challenge, trust: trusted(), ...proof }, {
       ...PATIENT,
       onProgress: (progress) => {
@@ -78,14 +78,14 @@ function newDevice(app, email, { challenge, sentTo, matchNumber, expiresIn }) {
         }
       },
     });
-    if (form.isConnected) next(app, form, email, answer);
+    if (form.isConnected && !(quiet && answer.data.code === "invalid_code")) next(app, form, email, answer);
   };
   submits(form, (values, onProgress) => verify({ code: values.code }, onProgress));
 
-  if (matchNumber === undefined || matchNumber === null) return;
   $(form, "[data-match]").hidden = false;
   $(form, "[data-number]").textContent = String(matchNumber);
   $(form, "[data-approved]").addEventListener("click", () => verify({}));
+  atLeave(app.client.on("moved", () => verify({}, undefined, true))); // the approval may have come while it was away
   atLeave(app.client.on("login_decided", ({ approved }) => {
     if (approved) verify({});
     else signIn(app, { email, note: t("matchRefused"), calm: false });

@@ -177,7 +177,8 @@ function look(input) {
   if (validity.valueMissing || (input.required && !value.trim())) return about("missing");
   if (validity.typeMismatch) return about("bad");
   if (new TextEncoder().encode(value).length > 1024) return t("long");
-  if (inputMode === "numeric" && name === "code" && !/^\d{6,8}$/.test(value.replace(/\s/g, ""))) return about("bad");
+  const digits = { code: /^\d{6,8}$/, matchNumber: /^\d{1,2}$/ }[inputMode === "numeric" ? name : ""];
+  if (digits && !digits.test(value.replace(/\s/g, ""))) return about("bad");
   if (input.autocomplete === "new-password" && [...value.normalize("NFKC")].length < LEAST) {
     return t("code_password_too_short", { least: LEAST });
   }

@@ -455,3 +455,30 @@ test("a tab that nobody answers refreshes by itself", async () => {
   await world.pass(600);
   assert.equal((await resumed).sessionId, "s1");
 });
+
+test("a login that waits for a code moves to the next connection before its code is sent there", async () => {
+  const world = new World();
+  const client = world.client();
+  const moved = [];
+  client.on("moved", () => moved.push(world.sockets.length));
+  const asked = client.ask("login", { email: "a@b.c" });
+  world.socket.greet();
+  const [login] = world.socket.sent;
+  world.socket.answer("new_device_detected", { challenge: "c1" });
+  await asked;
+  world.socket.end(1006);
+  await world.pass(1000);
+  const proof = client.ask("verify_device", { challenge: "c1", code: "123456" });
+  world.socket.greet();
+  await settle();
+  assert.deepEqual(world.socket.sent.map(({ event, key }) => [event, key]), [["login", login.key]]);
+  world.socket.answer("new_device_detected", { challenge: "c1" });
+  await settle();
+  assert.equal(world.socket.sent.at(-1).event, "verify_device");
+  world.socket.answer("login_success", TOKENS);
+  world.answerPost = () => ({ event: "claimed", data: {} });
+  await world.pass(5000);
+
+  assert.equal((await proof).event, "login_success");
+  assert.deepEqual(moved, [2]);
+});
