@@ -173,7 +173,7 @@ async def test_all_runs_everything_restarts_what_dies_and_leaves_nothing_behind(
         await _until(lambda: _status(port, "/readyz") == 200 and not set(_children(process.pid)) & set(children))
         async with connect(url) as client:
             token = accepted.data["deviceToken"]
-                login = await client.ask("login", email="a@b.c", password="long enough, I hope", deviceToken=token)
+            login = await client.ask("login", email="a@b.c", password="long enough, I hope", deviceToken=token)
         children = _children(process.pid)
     finally:
         process.terminate()
