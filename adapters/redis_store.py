@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,6 +16,7 @@ from app.ports import Entry, Record, Settlement, Signed, State
 from app.records import (
     Account,
     Challenge,
+    ChangeAccount,
     ConfirmSession,
     CreateAccount,
     Device,
@@ -23,6 +24,7 @@ from app.records import (
     Facts,
     Limit,
     Needs,
+    Notice,
     PutChallenge,
     Recorded,
     RotateSession,
@@ -129,7 +131,7 @@ class RedisStore:
         for write in outcome.writes:
             _translate(write, conditions, commands, swaps)
         if settlement.audit:
-            commands.append(("XADD", names.EVENTS, "MAXLEN", "~", EVENTS_KEPT, "*", *_flat(settlement.audit)))
+            commands.append(_audited(settlement.audit))
         reply = ("k", "reply", "r", settlement.reply.rid, "x", text(settlement.reply.box))
         plan = {
             **self._plan(entry.rid, entry.deadline, settlement.limits, outcome.verdict, delivery),
@@ -139,10 +141,7 @@ class RedisStore:
             "swaps": swaps,
             "presence": _presence(settlement),
             "record": _record(settlement.record),
-            "notices": [
-                (names.ONLINE + notice.user_id, " ".join(notice.spare), text(s.body), text(s.mac))
-                for notice, s in settlement.notices
-            ],
+            "notices": _told(settlement.notices),
             "mails": _mails(settlement, conditions),
         }
         return await self._settle(entry.rid, plan, patience)
@@ -167,6 +166,24 @@ class RedisStore:
         plan = self._plan(rid, 0, limits, Verdict.UNJUDGED, delivery) | {"posts": posts, "record": _record(record)}
         plan["commands"] = [letter] if letter is not None else []
         return await self._settle(rid, plan, 0.0)
+
+    async def apply(
+        self,
+        id: str,
+        writes: Sequence[Write],
+        notices: Sequence[tuple[Notice, Signed]],
+        audit: Mapping[str, str],
+    ) -> str:
+        """What no request asked for: all of it or nothing, once for its id. "settled", "conflict" or "done" before."""
+        conditions: list[Command] = []
+        commands: list[Command] = []
+        swaps: list[Command] = []
+        for write in writes:
+            _translate(write, conditions, commands, swaps)
+        commands.append(_audited(audit))
+        effects = {"conditions": conditions, "commands": commands, "swaps": swaps, "notices": _told(notices)}
+        plan = self._plan(id, 0, (), Verdict.UNJUDGED, ()) | effects | {"posts": []}
+        return (await self._settle(id, plan, 0.0)).state
 
     async def _settle(self, rid: str, plan: dict[str, Any], patience: float) -> Settled:
         state, _, posts = await self._batch.script(SETTLE, [names.done(rid)], pack(plan), patience=patience)
@@ -204,6 +221,17 @@ class RedisStore:
             "keep": REPLIES_KEPT_MS,
             "most": REPLIES_KEPT,
         }
+
+
+def _audited(audit: Mapping[str, str]) -> Command:
+    return ("XADD", names.EVENTS, "MAXLEN", "~", EVENTS_KEPT, "*", *_flat(audit))
+
+
+def _told(notices: Iterable[tuple[Notice, Signed]]) -> list[Command]:
+    return [
+        (names.ONLINE + notice.user_id, " ".join(notice.spare), text(signed.body), text(signed.mac))
+        for notice, signed in notices
+    ]
 
 
 def _mails(settlement: Settlement, conditions: list[Command]) -> list[tuple[Any, ...]]:
@@ -280,6 +308,12 @@ def _translate(write: Write, conditions: list[Command], commands: list[Command],
             commands.append(("ZREM", names.USERS + session.user_id + names.SESSIONS_OF, session.id))
         case UpgradePassword(user_id, old, new):
             swaps.append((names.USERS + user_id, "password", old, new))
+        case ChangeAccount(old_account, new_account):
+            user = names.USERS + old_account.id
+            before, after = _account_fields(old_account), _account_fields(new_account)
+            changed = {name: value for name, value in after.items() if value != before[name]}
+            conditions.append((str(old_account.version), "HGET", user, "version"))
+            commands.append(("HSET", user, *_flat(changed | {"version": old_account.version + 1})))
 
 
 def _while_it_lives(session: Session, conditions: list[Command]) -> None:
@@ -320,7 +354,7 @@ def _map(flat: Sequence[bytes]) -> dict[str, str]:
     return dict(zip(texts[::2], texts[1::2], strict=True))
 
 
-def _flat(fields: dict[str, Any]) -> list[Any]:
+def _flat(fields: Mapping[str, Any]) -> list[Any]:
     return [item for pair in fields.items() for item in pair]
 
 

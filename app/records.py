@@ -229,7 +229,24 @@ class UpgradePassword:
     new: str = field(repr=False)
 
 
-Write = PutChallenge | CreateAccount | StartSession | RotateSession | ConfirmSession | EndSession | UpgradePassword
+@dataclass(frozen=True)
+class ChangeAccount:
+    """The fields that differ; only while the account is as it was read. Its version goes up by one."""
+
+    old: Account
+    new: Account
+
+
+Write = (
+    PutChallenge
+    | CreateAccount
+    | StartSession
+    | RotateSession
+    | ConfirmSession
+    | EndSession
+    | UpgradePassword
+    | ChangeAccount
+)
 
 
 @dataclass(frozen=True)

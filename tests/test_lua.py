@@ -49,6 +49,7 @@ from app.ports import (
 from app.records import (
     Account,
     Challenge,
+    ChangeAccount,
     ConfirmSession,
     Counts,
     CreateAccount,
@@ -1098,6 +1099,16 @@ USER, SESSION, CHALLENGE = names.USERS + account().id, names.SESSIONS + session(
         pytest.param(ConfirmSession(session(), 1), ("HSET", SESSION, "ended", "logout"), id="a sight after the end"),
         pytest.param(ConfirmSession(session(), 1), ("DEL", SESSION), id="a sight of nothing"),
         pytest.param(EndSession(session(), "logout"), ("DEL", SESSION), id="the end of nothing"),
+        pytest.param(
+            ChangeAccount(account(), account(status="disabled")),
+            ("HINCRBY", USER, "version", 1),
+            id="a change of an account that changed",
+        ),
+        pytest.param(
+            ChangeAccount(account(), account(status="disabled")),
+            ("DEL", USER),
+            id="a change of an account that is gone",
+        ),
     ],
 )
 @pytest.mark.parametrize("place", ["first", "last"])
@@ -1148,6 +1159,7 @@ async def test_an_untouched_session_and_account_are_no_conflict(redis_url: str) 
             ConfirmSession(made.session, made.session.created),
             EndSession(made.session, "logout"),
             CreateAccount(account(id=waits.user_id, email="new@example.com"), waits, device()),
+            ChangeAccount(made.account, replace(made.account, status="disabled")),
         ):
             assert await parts.settle(write) == "settled"
 
