@@ -492,6 +492,18 @@ async def test_what_is_no_command_is_said_before_anything_is_asked(tmp_path: Pat
 # --- the audit, live ----------------------------------------------------------------------------------------------
 
 
+@asynccontextmanager
+async def started(folder: Path, *arguments: str, **environ: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Killed if it has not ended: a loop does not close before its processes have."""
+    process = await start(folder, *arguments, **environ)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 async def test_the_audit_lists_what_became_of_an_account_and_follows_it(deployment: Deployment) -> None:
     given = {"FIN_REDIS_URL": deployment.redis_url}
     async with deployment.account() as (client, has), deployment.account(1) as (_, other):
@@ -503,23 +515,23 @@ async def test_the_audit_lists_what_became_of_an_account_and_follows_it(deployme
             ["login_success", "ok", user_id, "127.0.0.1"],
         ]
 
-        following = await start(deployment.folder, "audit", "--follow", "--account", user_id, "--last", "1", **given)
-        assert (await next_line(following, "")).split()[2:4] == ["login_success", "ok"]
-        async with deployment.client(1) as else_:
-            await other.login(else_)
-            await else_.ask("login", email=has.email, password="wrong")
-        assert (await next_line(following, "")).split()[2:5] == ["login_failure", "invalid_credentials", user_id]
-        await done(deployment, "end-sessions", has.email)
-        line = await next_line(following, "")
-        assert line.split()[2:5] == ["operator_ended_sessions", "ok", user_id] and line.endswith(f'  by="{ME}"\n')
-        assert await interrupted(following) == (0, "")
+        arguments = ("audit", "--follow", "--account", user_id, "--last", "1")
+        async with started(deployment.folder, *arguments, **given) as following:
+            assert (await next_line(following, "")).split()[2:4] == ["login_success", "ok"]
+            async with deployment.client(1) as else_:
+                await other.login(else_)
+                await else_.ask("login", email=has.email, password="wrong")
+            assert (await next_line(following, "")).split()[2:5] == ["login_failure", "invalid_credentials", user_id]
+            await done(deployment, "end-sessions", has.email)
+            line = await next_line(following, "")
+            assert line.split()[2:5] == ["operator_ended_sessions", "ok", user_id] and line.endswith(f'  by="{ME}"\n')
+            assert await interrupted(following) == (0, "")
 
 
 async def test_the_audit_of_everybody_is_one_object_a_line(deployment: Deployment) -> None:
     given = {"FIN_REDIS_URL": deployment.redis_url}
-    following = await start(deployment.folder, "audit", "--json", "--follow", "--last", "0", **given)
-    address = new_address()
-    async with deployment.client() as client:
+    address, arguments = new_address(), ("audit", "--json", "--follow", "--last", "0")
+    async with started(deployment.folder, *arguments, **given) as following, deployment.client() as client:
 
         async def ask() -> None:
             while True:  # until it is seen: what came before it began to follow is not shown
@@ -528,7 +540,7 @@ async def test_the_audit_of_everybody_is_one_object_a_line(deployment: Deploymen
         asking = asyncio.create_task(ask())
         event = json.loads(await next_line(following, "{"))
         asking.cancel()
-    assert await interrupted(following) == (0, "")
+        assert await interrupted(following) == (0, "")
     assert set(event) == {"id", "at_ms", "event", "code", "request", "ip", "worker"}
     assert (event["event"], event["code"], event["ip"]) == ("login_failure", "invalid_credentials", "127.0.0.1")
     status, lines, errors = await run(deployment.folder, "audit", "--json", "--last", "3", **given)
@@ -538,21 +550,21 @@ async def test_the_audit_of_everybody_is_one_object_a_line(deployment: Deploymen
 
 async def test_who_follows_waits_for_a_store_outlives_it_and_misses_nothing(tmp_path: Path) -> None:
     server = EmbeddedRedis(tmp_path / "data")
-    process = await start(tmp_path, "audit", "--follow", FIN_DATA_DIR=str(tmp_path / "data"))
-    assert "no embedded server runs" in await next_line(process, "The store does not answer: ")
-    await server.start()
-    with Redis.from_url(server.url) as redis:
-        redis.xadd(names.EVENTS, {"event": "first"})
-    assert "first" in await next_line(process, "")
-    await server.stop()
-    await next_line(process, "The store does not answer: ")
-    await server.start()
-    with Redis.from_url(server.url) as redis:
-        redis.xadd(names.EVENTS, {"event": "second"})
-        redis.xadd(names.EVENTS, {"event": "third"})
-    assert "second" in await next_line(process, "")
-    assert "third" in await next_line(process, "")
-    assert await interrupted(process) == (0, "")
+    async with started(tmp_path, "audit", "--follow", FIN_DATA_DIR=str(tmp_path / "data")) as process:
+        assert "no embedded server runs" in await next_line(process, "The store does not answer: ")
+        await server.start()
+        with Redis.from_url(server.url) as redis:
+            redis.xadd(names.EVENTS, {"event": "first"})
+        assert "first" in await next_line(process, "")
+        await server.stop()
+        await next_line(process, "The store does not answer: ")
+        await server.start()
+        with Redis.from_url(server.url) as redis:
+            redis.xadd(names.EVENTS, {"event": "second"})
+            redis.xadd(names.EVENTS, {"event": "third"})
+        assert "second" in await next_line(process, "")
+        assert "third" in await next_line(process, "")
+        assert await interrupted(process) == (0, "")
     await server.stop()
 
 
@@ -561,9 +573,9 @@ async def test_whoever_reads_the_audit_may_have_seen_enough(redis_url: str, tmp_
         for n in range(10_000):
             pipeline.xadd(names.EVENTS, {"event": "e", "n": n})
         pipeline.execute()
-    process = await start(tmp_path, "audit", "--last", "10000", FIN_REDIS_URL=redis_url)
-    assert process.stdout is not None and process.stderr is not None
-    await process.stdout.readline()
-    process.stdout._transport.close()  # type: ignore[attr-defined]  # as `head` does
-    assert await asyncio.wait_for(process.stderr.read(), 20) == b""
-    assert await asyncio.wait_for(process.wait(), 20) == 128 + signal.SIGPIPE
+    async with started(tmp_path, "audit", "--last", "10000", FIN_REDIS_URL=redis_url) as process:
+        assert process.stdout is not None and process.stderr is not None
+        await process.stdout.readline()
+        process.stdout._transport.close()  # type: ignore[attr-defined]  # as `head` does
+        assert await asyncio.wait_for(process.stderr.read(), 20) == b""
+        assert await asyncio.wait_for(process.wait(), 20) == 128 + signal.SIGPIPE
