@@ -15,7 +15,6 @@ from adapters.redis_store import RedisStore
 from app.messages import canonical_email
 from app.ports import AccountSeen, Event, Signed, Unavailable
 from app.records import Facts, Needs, Notice, Write
-from app.rules import Life, session_life
 
 EVENTS_AT_ONCE = 1000
 ID = re.compile("[A-Za-z0-9_-]{1,64}")  # what else begins with an id names another key
@@ -41,8 +40,7 @@ class RedisAccounts:
             if not isinstance(facts, Facts) or facts.account is None:
                 return None
             seed = await self._batch.command("HSTRLEN", names.USERS + facts.account.id, "totp")
-        living = tuple(found for found in facts.sessions if session_life(found, facts.now) is Life.ACTIVE)
-        return AccountSeen(facts.account, seed > 0, facts.devices, living, facts.online)
+        return AccountSeen(facts.account, seed > 0, facts.devices, facts.sessions, facts.online)
 
     async def _email(self, who: str) -> str | None:
         """The address that may have an account."""

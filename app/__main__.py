@@ -45,7 +45,7 @@ from app.operator.status import USAGE as STATUS_USAGE
 from app.operator.status import Status
 from app.operator.users import USAGE as USERS_USAGE
 from app.operator.users import Users
-from app.operator.words import Misuse, Unknown
+from app.operator.words import Misuse, Undone
 from app.passwords import Hasher
 from app.ports import GatewayBroker, Store, Unavailable, WorkerBroker
 from app.reload import Source, keep_fresh
@@ -58,7 +58,7 @@ from app.worker import Worker
 log = logging.getLogger("finthenticate")
 
 EX_USAGE, EX_UNAVAILABLE = 64, 69  # sysexits.h
-EX_UNKNOWN = 1
+EX_UNDONE = 1
 INTERRUPTED, UNREAD = 128 + signal.SIGINT, 128 + signal.SIGPIPE  # as a shell says it
 COMMANDS = (KEYS_USAGE, STATUS_USAGE, DEAD_USAGE, AUDIT_USAGE, USERS_USAGE)
 USAGE = f"usage: python -m app [all|gateway|worker|mailer] | {' | '.join(COMMANDS)}"
@@ -326,8 +326,8 @@ def _say(fault: Fault) -> int:
     print(f"finthenticate: {fault}", file=sys.stderr)
     if isinstance(fault, Misuse):
         return EX_USAGE
-    if isinstance(fault, Unknown):
-        return EX_UNKNOWN
+    if isinstance(fault, Undone):
+        return EX_UNDONE
     return EX_UNAVAILABLE if isinstance(fault, NoServer) else EX_CONFIG
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import pwd
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from adapters.embedded_redis import EmbeddedRedis
 from adapters.redis_accounts import EVENTS_AT_ONCE, RedisAccounts
 from adapters.redis_link import Batch, Link
 from adapters.redis_store import RedisStore
-from app.entries import sign_notice
+from app.entries import OpenedNotice, open_signed, sign_notice
 from app.messages import SessionEnded
 from app.operator.audit import Audit, as_json, as_text
-from app.operator.users import Users
+from app.operator.users import ROUNDS, Users
 from app.operator.users import as_text as account_text
-from app.operator.words import Misuse, line_of_json
-from app.ports import AccountSeen, Event
+from app.operator.words import Misuse, Undone, line_of_json
+from app.ports import AccountSeen, Event, Signed
 from app.records import ChangeAccount, CreateAccount, EndSession, Notice, StartSession, Write
 from tests.deployment import SECRETS, Deployment, event_of, new_address, secret
 from tests.making import EDGE, NOW, account, device, session
@@ -155,6 +156,96 @@ def test_an_account_is_shown_with_its_devices_and_sessions_and_no_secret() -> No
         "version        3",
         "second factor  no",
     ]
+
+
+# --- a change, on a store that is none ----------------------------------------------------------------------------
+
+
+@dataclass
+class Fake:
+    """Accounts. `looks`: what each look finds; `answers`: of each change, whether it was made; the last goes on."""
+
+    looks: Sequence[AccountSeen | None]
+    answers: Sequence[bool] = (True,)
+    asked: list[tuple[Sequence[Write], Sequence[tuple[Notice, Signed]], Mapping[str, str]]] = field(
+        default_factory=list
+    )
+
+    def __post_init__(self) -> None:
+        self._looks = itertools.chain(self.looks, itertools.repeat(self.looks[-1]))
+        self._answers = itertools.chain(self.answers, itertools.repeat(self.answers[-1]))
+
+    async def connect(self) -> Fake:
+        return self
+
+    async def find(self, who: str) -> AccountSeen | None:
+        return next(self._looks)
+
+    async def apply(
+        self,
+        id: str,
+        writes: Sequence[Write],
+        notices: Sequence[tuple[Notice, Signed]],
+        audit: Mapping[str, str],
+    ) -> bool:
+        assert audit["request"] == id
+        self.asked.append((writes, notices, audit))
+        return next(self._answers)
+
+    async def events(self, most: int, user_id: str | None) -> tuple[Sequence[Event], str]:
+        raise AssertionError
+
+    async def events_after(self, end: str) -> Sequence[Event]:
+        raise AssertionError
+
+    async def close(self) -> None:
+        self.asked = list(self.asked)
+
+
+DISABLE = Users("disable", "ana@example.com", "root", EDGE)
+DISABLED = account(status="disabled", version=4)
+
+
+async def changed(command: Users, fake: Fake) -> tuple[int, list[str]]:
+    lines: list[str] = []
+    return await command.run(fake.connect, lines.append), lines
+
+
+async def test_what_somebody_else_changed_first_is_changed_as_it_is_now() -> None:
+    first, second = AccountSeen(account(), sessions=(session(),)), AccountSeen(account(version=7))
+    fake = Fake([first, second, AccountSeen(DISABLED)], [False, True])
+    said = ["ana@example.com (0wrk1-user): disabled, no session had to end."]
+    assert await changed(DISABLE, fake) == (0, said)
+    assert [writes[0] for writes, _, _ in fake.asked] == [
+        ChangeAccount(seen.account, replace(seen.account, status="disabled")) for seen in (first, second)
+    ]
+
+
+async def test_a_session_that_started_before_the_change_is_ended_after_it_and_audited_as_that() -> None:
+    late = AccountSeen(DISABLED, sessions=(session(),))
+    fake = Fake([AccountSeen(account()), late, AccountSeen(DISABLED)])
+    assert await changed(DISABLE, fake) == (0, ["ana@example.com (0wrk1-user): disabled, 1 session ended."])
+    [_, (writes, [(told, signed)], audit)] = fake.asked
+    assert writes == (EndSession(session(), "account_disabled"),)
+    assert (told.session_id, told.close, told.spare) == (session().id, True, ("", ""))
+    assert isinstance(open_signed(EDGE, signed), OpenedNotice)
+    assert [audit["event"] for _, _, audit in fake.asked] == ["operator_disabled", "operator_ended_sessions"]
+    assert audit["by"] == "root"
+
+
+async def test_an_account_that_never_stands_still_is_given_up_in_a_sentence() -> None:
+    fake = Fake([AccountSeen(account())], [False])
+    with pytest.raises(Undone, match="changes as fast as it is read; no session had to end. Ask again."):
+        await changed(DISABLE, fake)
+    assert len(fake.asked) == ROUNDS
+
+
+@pytest.mark.parametrize("what", ["show", "disable", "enable", "end-sessions"])
+async def test_what_is_done_to_nobody_is_nothing(what: Any) -> None:
+    fake = Fake([None])
+    with pytest.raises(Undone, match="there is no account ana@example.com."):
+        await changed(replace(DISABLE, what=what), fake)
+    assert not fake.asked
 
 
 # --- the adapter, on a real store ---------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from typing import Literal
 
 from app.entries import sign_notice
 from app.messages import SessionEnded
-from app.operator.words import NONE, Misuse, Unknown, columns, moment, plain
+from app.operator.words import NONE, Misuse, Undone, columns, moment, plain
 from app.ports import Accounts, AccountSeen
 from app.records import ChangeAccount, EndSession, Notice, Write
-from app.settings import NO_SECRETS, Fault, Secrets
+from app.settings import NO_SECRETS, Secrets
 from app.tokens import new_id
 
 USAGE = "python -m app users show|disable|enable|end-sessions EMAIL-or-USER-ID"
@@ -76,7 +76,7 @@ class Users:
                 done += writes
             seen = await the(accounts, self.who)
         else:
-            raise Fault(f"{name} changes as fast as it is read; {_counted(done)}. Ask again.")
+            raise Undone(f"{name} changes as fast as it is read; {_counted(done)}. Ask again.")
         ended = {write.session.id for write in done if isinstance(write, EndSession)}
         say(f"{name}: {_verdict(self.what, done)}.")
         if ended and (left := await _left(accounts, self.who, ended)):
@@ -99,7 +99,7 @@ class Users:
 async def the(accounts: Accounts, who: str) -> AccountSeen:
     found = await accounts.find(who)
     if found is None:
-        raise Unknown(f"there is no account {plain(who)}.")
+        raise Undone(f"there is no account {plain(who)}.")
     return found
 
 

@@ -16,8 +16,8 @@ class Misuse(Fault):
     """A command that there is not."""
 
 
-class Unknown(Fault):
-    """What was asked about is not there."""
+class Undone(Fault):
+    """What was asked for could not be done."""
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
