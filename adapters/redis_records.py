@@ -5,7 +5,7 @@ A field whose value is its default is not kept: absent and empty are the same to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -170,7 +170,7 @@ def text_map(found: Sequence[bytes]) -> dict[str, str]:
     return dict(zip(texts[::2], texts[1::2], strict=True))
 
 
-def flat(values: dict[str, Any]) -> list[Any]:
+def flat(values: Mapping[str, Any]) -> list[Any]:
     return [item for pair in values.items() for item in pair]
 
 

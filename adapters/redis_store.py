@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,7 +14,7 @@ from adapters.redis_link import Batch, Command
 from adapters.redis_records import Translated, account_of, challenge_of, device_of, flat, session_of, text_map
 from app import rules
 from app.ports import Entry, Record, Settlement, Signed, State
-from app.records import Facts, Limit, Needs, Recorded, Verdict
+from app.records import Facts, Limit, Needs, Notice, Recorded, Verdict, Write
 
 RECLAIM_MS = 15_000  # how long after its deadline a copy of a request can still turn up: reclaim time, with a margin
 RECORD_KEPT_MS = 600_000  # the contract's ten minutes
@@ -112,7 +112,7 @@ class RedisStore:
         for write in outcome.writes:
             writes.add(write)
         if settlement.audit:
-            writes.commands.append(("XADD", names.EVENTS, "MAXLEN", "~", EVENTS_KEPT, "*", *flat(settlement.audit)))
+            writes.commands.append(_audited(settlement.audit))
         reply = ("k", "reply", "r", settlement.reply.rid, "x", text(settlement.reply.box))
         mails, mail_conditions = _mails(settlement)
         limits = [
@@ -126,11 +126,7 @@ class RedisStore:
             "swaps": writes.swaps,
             "presence": _presence(settlement),
             "record": _record(settlement.record),
-            "notices": [
-                (names.ONLINE + notice.user_id, " ".join(notice.spare), text(s.body), text(s.mac))
-                for notice, s in settlement.notices
-                if notice.only is None
-            ],
+            "notices": _told(settlement.notices),
             "mails": mails,
         }
         return await self._settle(entry.rid, plan, patience)
@@ -156,6 +152,26 @@ class RedisStore:
         plan = self._plan(rid, 0, unjudged, delivery) | {"posts": posts, "record": _record(record)}
         plan["commands"] = [letter] if letter is not None else []
         return await self._settle(rid, plan, 0.0)
+
+    async def apply(
+        self,
+        id: str,
+        writes: Sequence[Write],
+        notices: Sequence[tuple[Notice, Signed]],
+        audit: Mapping[str, str],
+    ) -> str:
+        """What no request asked for: all of it or nothing, once for its id. "settled", "conflict" or "done" before."""
+        translated = Translated()
+        for write in writes:
+            translated.add(write)
+        effects = {
+            "conditions": translated.conditions,
+            "commands": [*translated.commands, _audited(audit)],
+            "swaps": translated.swaps,
+            "notices": _told(notices),
+        }
+        plan = self._plan(id, 0, (), ()) | effects | {"posts": []}
+        return (await self._settle(id, plan, 0.0)).state
 
     async def _settle(self, rid: str, plan: dict[str, Any], patience: float) -> Settled:
         state, _, posts = await self._batch.script(SETTLE, [names.done(rid)], pack(plan), patience=patience)
@@ -193,6 +209,19 @@ class RedisStore:
             "keep": REPLIES_KEPT_MS,
             "most": REPLIES_KEPT,
         }
+
+
+def _audited(audit: Mapping[str, str]) -> Command:
+    return ("XADD", names.EVENTS, "MAXLEN", "~", EVENTS_KEPT, "*", *flat(audit))
+
+
+def _told(notices: Iterable[tuple[Notice, Signed]]) -> list[Command]:
+    """What an account's connections are told, wherever they are."""
+    return [
+        (names.ONLINE + notice.user_id, " ".join(notice.spare), text(signed.body), text(signed.mac))
+        for notice, signed in notices
+        if notice.only is None
+    ]
 
 
 def _mails(settlement: Settlement) -> tuple[list[tuple[Any, ...]], list[Command]]:

@@ -42,7 +42,7 @@ STANDS_ON = {
     "app.logs": "app.settings",
     "app.supervisor": "app.settings",
     "app.reload": "app.settings",
-    "app.operator": "app.settings app.keys app.ports",
+    "app.operator": "app.entries app.rules",
     "adapters": "app.ports app.rules app.mail.message app.supervisor",
     "app.__main__": "adapters app.gateway.server app.worker app.mail app.logs app.reload app.operator",
 }

@@ -59,7 +59,9 @@ def test_what_a_document_names_may_be_kept_for_ever_and_comes_packed(deployment:
         assert gzip.decompress(packed) == (WEB / Path(name).name).read_bytes()
 
 
-def test_an_unchanged_file_is_not_sent_again_and_other_hosts_pages_may_import_the_client(deployment: Deployment) -> None:
+def test_an_unchanged_file_is_not_sent_again_and_other_hosts_pages_may_import_the_client(
+    deployment: Deployment,
+) -> None:
     url = deployment.url(0, "http", "/web/client.js")
     status, headers, body = get(url)
 
@@ -75,7 +77,9 @@ def test_a_release_that_is_not_this_nodes_is_served_but_not_to_be_kept(deploymen
     assert (status, headers["cache-control"]) == (200, "no-cache")
 
 
-@pytest.mark.parametrize("path", ["/web/index.html", "/web/nothing.js", "/web/..%2fsettings.py", "/web/x/..%2f..%2f.env"])
+@pytest.mark.parametrize(
+    "path", ["/web/index.html", "/web/nothing.js", "/web/..%2fsettings.py", "/web/x/..%2f..%2f.env"]
+)
 def test_nothing_else_is_served(path: str, deployment: Deployment) -> None:
     assert get(deployment.url(0, "http", path))[0] == 404
 
@@ -105,7 +109,7 @@ def test_there_is_no_mailbox_where_others_can_listen_in(redis_url: str, tmp_path
         assert b'name="fin-mailbox" content="off"' in get(deployment.url(0, "http", "/"))[2]
 
 
-# --- under node ---------------------------------------------------------------------------------------------------------
+# --- under node ------
 
 
 @pytest.mark.all
