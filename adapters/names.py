@@ -29,6 +29,7 @@ WORKERS = _TAG + "workers"
 CAPACITY = _TAG + "capacity"
 DEAD = _TAG + "dead"
 MAIL = _TAG + "mail"
+MAILERS = _TAG + "mailers"
 EVENTS = _TAG + "events"
 
 

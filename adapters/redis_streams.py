@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -20,7 +17,6 @@ from adapters import names
 from adapters.lua import REAP, RELEASE, RETIRE, RETURN
 from adapters.redis_link import Batch, Command, Link, refusal
 from adapters.redis_state import (
-    DEAD_KEPT,
     GatewayState,
     WorkerState,
     letter,
@@ -29,7 +25,7 @@ from adapters.redis_state import (
     to_map,
     to_reply,
 )
-from adapters.redis_store import RedisStore, text, unpack
+from adapters.redis_store import RedisStore
 from app.messages import Lane
 from app.ports import (
     Admitted,
@@ -41,7 +37,6 @@ from app.ports import (
     Known,
     Record,
     Sealed,
-    SealedMail,
     Settlement,
     Signed,
     Unavailable,
@@ -56,8 +51,6 @@ TAKEN_OVER_AFTER_MS = 5_000  # far more than any work in hand takes: credit is a
 SPOKEN_FOR_MS = 1_000  # what is in a worker's hand for longer needs its word; far more than an answer is on its way
 CONSUMER_GONE_MS = 600_000
 REPLIES_A_READ = 500
-MAILER_DEAD_MS = 60_000  # a mailer holds a mail for as long as its server takes; past this it is dead
-TAKE_OVER_EVERY_SECONDS = 10.0
 
 
 def gateway(redis_url: str, node: str, max_queue: int) -> RedisGateway:
@@ -130,7 +123,7 @@ class RedisWorker(WorkerState):
         self._store, self._links = store, links
 
     async def take(self, lane: Lane, most: int) -> Sequence[Delivery]:
-        entries = await _read_group(self._links[lane], names.lane(lane), names.GROUP, self._consumer, most)
+        entries = await read_group(self._links[lane], names.lane(lane), names.GROUP, self._consumer, most)
         return [_delivery(lane, id, fields) for id, fields in entries]
 
     async def settle(self, delivery: Delivery, settlement: Settlement, patience: float) -> str:
@@ -182,66 +175,11 @@ class RedisWorker(WorkerState):
             await link.close()
 
 
-class RedisMailQueue:
-    """MailQueue on a stream of its own; what a dead mailer holds is taken over."""
-
-    def __init__(self, link: Link, consumer: str) -> None:
-        self._link, self._consumer = link, consumer
-        self._next = ">"  # "0": what was handed to this mailer, and lost on its way or not ended, comes first
-        self._looked = -math.inf
-
-    async def take(self, most: int) -> Sequence[tuple[str, SealedMail | None]]:
-        after, self._next = self._next, "0"
-        entries = await _read_group(self._link, names.MAIL, names.MAIL_GROUP, self._consumer, most, after)
-        if (now := time.monotonic()) - self._looked > TAKE_OVER_EVERY_SECONDS and len(entries) < most:
-            self._looked = now
-            command = ("XAUTOCLAIM", names.MAIL, names.MAIL_GROUP, self._consumer, MAILER_DEAD_MS, "0")
-            _, taken_over, _ = await self._link.call(*command, "COUNT", most - len(entries))
-            entries += taken_over
-            await self._retire_the_gone()
-        self._next = ">" if after == ">" or not entries else "0"
-        return [(id.decode(), _mail(to_map(fields or ()))) for id, fields in entries]
-
-    async def done(self, token: str) -> None:
-        await self._tell(_ended(names.MAIL, names.MAIL_GROUP, token))
-
-    async def bury(self, token: str, reason: str, kept: SealedMail | None = None) -> None:
-        words: Command = ("XADD", names.DEAD, "MAXLEN", "~", DEAD_KEPT, "*", "lane", "mail", "reason", reason)
-        if kept is not None:
-            words += ("id", kept.id, "w", text(kept.wrapped), "x", text(kept.box))
-        ended = _ended(names.MAIL, names.MAIL_GROUP, token)
-        await self._tell([words, *ended])
-
-    async def _tell(self, commands: Sequence[Command]) -> None:
-        """All of them or none."""
-        try:
-            *_, done = await self._link.pipeline([("MULTI",), *commands, ("EXEC",)])
-            if isinstance(done, ResponseError):  # a server that is full, say
-                raise Unavailable(f"Redis: {done}")
-        except Unavailable:
-            self._next = "0"
-            raise
-
-    async def close(self) -> None:
-        with suppress(Unavailable, ResponseError):
-            await self._retire(self._consumer)
-        await self._link.close()
-
-    async def _retire_the_gone(self) -> None:
-        for about in map(to_map, await self._link.call("XINFO", "CONSUMERS", names.MAIL, names.MAIL_GROUP)):
-            if about["name"] != self._consumer.encode() and int(about["idle"]) > CONSUMER_GONE_MS:
-                await self._retire(about["name"].decode())
-
-    async def _retire(self, consumer: str) -> None:
-        """Unless something is pending under its name."""
-        await self._link.call("EVAL", RETIRE.text, 2, names.MAIL, names.CLOCK, names.MAIL_GROUP, consumer)
-
-
-async def _read_group(
-    link: Link, stream: str, group: str, consumer: str, most: int, after: str = ">"
+async def read_group(
+    link: Link, stream: str, group: str, consumer: str, most: int, block_ms: int = BLOCK_MS
 ) -> list[tuple[bytes, Any]]:
-    """What nobody was handed yet; with `after` "0", what this consumer was handed and has not ended."""
-    command = ("XREADGROUP", "GROUP", group, consumer, "COUNT", most, "BLOCK", BLOCK_MS, "STREAMS", stream, after)
+    """What nobody was handed yet."""
+    command = ("XREADGROUP", "GROUP", group, consumer, "COUNT", most, "BLOCK", block_ms, "STREAMS", stream, ">")
     try:
         answer = await link.call(*command, seconds=BLOCK_SECONDS)
     except ResponseError as error:
@@ -273,13 +211,6 @@ def _ended(stream: str, group: str, id: str) -> list[Command]:
 
 def _delivery(lane: Lane, id: bytes, fields: Sequence[bytes] | None, deliveries: int = 1) -> Delivery:
     return Delivery(lane, id.decode(), to_entry(lane, to_map(fields or ())), deliveries)
-
-
-def _mail(fields: dict[str, bytes]) -> SealedMail | None:
-    try:
-        return SealedMail(fields["id"].decode(), unpack(fields["w"]), unpack(fields["x"]))
-    except (KeyError, ValueError):
-        return None
 
 
 def _order(id: bytes) -> tuple[int, int]:

@@ -28,8 +28,9 @@ from adapters.key_files import KeyFiles
 from adapters.outbox import Outbox
 from adapters.redis_accounts import RedisAccounts
 from adapters.redis_link import Link, check_durability
+from adapters.redis_mail import mail_queue
 from adapters.redis_operator import ElsewhereOperator, RedisOperator
-from adapters.redis_streams import RedisMailQueue
+from adapters.smtp import SmtpMailer
 from app import logs, tokens
 from app.gateway.gateway import Gateway
 from app.gateway.server import create_app, listen, serve
@@ -47,7 +48,7 @@ from app.operator.users import USAGE as USERS_USAGE
 from app.operator.users import Users
 from app.operator.words import Misuse, Undone
 from app.passwords import Hasher
-from app.ports import GatewayBroker, Store, Unavailable, WorkerBroker
+from app.ports import GatewayBroker, Mailer, Store, Unavailable, WorkerBroker
 from app.reload import Source, keep_fresh
 from app.sealing import Opener
 from app.settings import ROLES, Fault, Settings, data_dir
@@ -229,14 +230,18 @@ def _worker_side(settings: Settings, url: str, name: str) -> tuple[WorkerBroker,
 async def _mailer(settings: Settings) -> int:
     settings = replace(settings, amqp_url=None)  # mails lie in Redis with every broker
     url = await _redis_url(settings)
-    outbox = Outbox(settings.data_dir / settings.mail_url.removeprefix("file:"), settings.public_url, "")
+    mailer: Mailer = (
+        SmtpMailer(settings.smtp, settings.public_url, settings.mail_from)
+        if settings.smtp
+        else Outbox(_outbox(settings), settings.public_url, settings.mail_from)
+    )
     keys = KeyFiles(settings.data_dir)
     opener = Opener(keys.seal_keys(Ring.MAIL, private=True), settings.edge_secret, "mail")
-    mailer = MailerLoop(RedisMailQueue(Link(url, "mailer"), _consumer()), outbox, opener)
+    loop = MailerLoop(mail_queue(url, _consumer()), mailer, opener, settings.edge_secret)
     told = asyncio.Event()
-    _on_signals(mailer.stop, told.set)
-    log.info("mailing", extra={"fields": {"to": settings.mail_url.partition(":")[0]}})
-    return await _run(settings, url, mailer.run, keys, told)
+    _on_signals(loop.stop, told.set)
+    log.info("mailing", extra={"fields": {"to": _mails_go_to(settings)}})
+    return await _run(settings, url, loop.run, keys, told)
 
 
 # --- small things -----------------------------------------------------------------------------------------------
@@ -315,11 +320,19 @@ def _say_hello(settings: Settings) -> None:
     print(
         f"\nFinthenticate serves at {_local_url(settings)} (ready in {time.monotonic() - _began:.1f} s).\n"
         "  scripts/try          register, confirm, log in, refresh, log out, and every frame of it\n"
-        f"  {settings.data_dir}/outbox   the mails\n"
+        f"  {_mails_go_to(settings)}   the mails\n"
         "  Ctrl-C               stops everything\n",
         file=sys.stderr,
         flush=True,
     )
+
+
+def _mails_go_to(settings: Settings) -> str:
+    return settings.smtp.host if settings.smtp else str(_outbox(settings))
+
+
+def _outbox(settings: Settings) -> Path:
+    return settings.data_dir / settings.mail_url.removeprefix("file:")
 
 
 def _say(fault: Fault) -> int:

@@ -388,15 +388,50 @@ class Store(Protocol):
         ...
 
 
+class Undeliverable(Exception):
+    """A mail that nobody will ever take: to send it again is of no use."""
+
+
 class Mailer(Protocol):
     async def send(self, mail: Mail, message_id: str) -> None:
-        """Hand it over for good. May be called again with the same id after a crash; OSError to try again later."""
+        """Hand it over for good: whoever took it answers for it. May be called again with the same id.
+
+        OSError when it may be taken later; Undeliverable when it never will be. Neither says anything secret of it.
+        """
         ...
 
 
+@dataclass(frozen=True)
+class MailInHand:
+    """A mail that a mailer has begun to send. `mail` None: it could not be read as one."""
+
+    token: str  # the queue's own name for it
+    mail: SealedMail | None
+    tries: int  # how often it was begun, by whomever, this time included
+    queued: int  # ms of the store's clock
+
+
 class MailQueue(Protocol):
-    async def take(self, most: int) -> Sequence[tuple[str, SealedMail | None]]:
-        """(token, mail) pairs no other mailer has, those of dead mailers included; mail None: unreadable."""
+    """A mail is one mailer's from `take` until it has ended, or until that one beats no more. None is ever lost."""
+
+    async def beat(self) -> None:
+        """A sign of life, once before anything else and then each second: without it others take over what this holds.
+
+        Takes over what mailers held that have died: it comes out of `take`.
+        """
+        ...
+
+    def now(self) -> int:
+        """The store's clock, in ms."""
+        ...
+
+    async def take(self, most: int) -> Sequence[MailInHand]:
+        """What is to be tried now: new ones, those put off whose time has come, those of dead mailers. Waits for a
+        second at most."""
+        ...
+
+    def put_off(self, token: str, seconds: float) -> None:
+        """It is taken again after that: by this mailer, or by another where this one ends before."""
         ...
 
     async def done(self, token: str) -> None: ...
@@ -405,7 +440,13 @@ class MailQueue(Protocol):
         """To the dead letters; with `kept`, sealed as it is, it can be tried again."""
         ...
 
-    async def close(self) -> None: ...
+    async def tell(self, node: str, signed: Signed) -> None:
+        """A push for a node, while that lives."""
+        ...
+
+    async def close(self) -> None:
+        """What is in hand goes to the others."""
+        ...
 
 
 class Operator(Protocol):

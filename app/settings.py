@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from app import smtp
+from app.smtp import Smtp
+
 T = TypeVar("T")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -119,6 +122,8 @@ class Settings:
     deployment: str = "finthenticate"
     data_dir: Path = Path("var")
     mail_url: str = field(default="file:outbox", repr=False)
+    smtp: Smtp | None = None  # None: mail_url is file:DIR
+    mail_from: str = ""  # "": no-reply at the public host
     public_url: str = "http://127.0.0.1:8000"
     allowed_origins: tuple[str, ...] = ()
     trusted_proxies: tuple[Network, ...] = ()
@@ -206,8 +211,8 @@ def dotenv_line(line: str) -> tuple[str, str] | None:
 
 # Read by name below; a FIN_ name that is not here is a typing error, said as a warning.
 KNOWN = frozenset(
-    """FIN_HOST FIN_PORT FIN_REDIS_URL FIN_BROKER_URL FIN_DEPLOYMENT FIN_DATA_DIR FIN_MAIL_URL FIN_PUBLIC_URL
-    FIN_ALLOWED_ORIGINS
+    """FIN_HOST FIN_PORT FIN_REDIS_URL FIN_BROKER_URL FIN_DEPLOYMENT FIN_DATA_DIR FIN_MAIL_URL FIN_MAIL_FROM
+    FIN_PUBLIC_URL FIN_ALLOWED_ORIGINS
     FIN_TRUSTED_PROXIES FIN_EMAIL_CONFIRMATION FIN_DEVICE_VERIFICATION FIN_ARGON2 FIN_MIN_PASSWORD FIN_AUDIENCE
     FIN_FAILURES_PER_ACCOUNT FIN_FAILURES_PER_IP FIN_REGISTRATIONS_PER_IP FIN_MAILS_PER_IP FIN_MAILS_PER_ACCOUNT
     FIN_CONNECTIONS_PER_IP FIN_MESSAGES_PER_SECOND FIN_OPS_PORT FIN_DURABILITY FIN_MAX_QUEUE FIN_HASH_THREADS
@@ -229,8 +234,7 @@ def _read(env: _Reader, roles: tuple[str, ...], cores: int) -> Settings:
     if not re.fullmatch("[a-z0-9-]{1,40}", deployment):
         env.fault("FIN_DEPLOYMENT", f"must be 1 to 40 of a-z, 0-9 and -, not {deployment!r}")
     mail_url = env.text("FIN_MAIL_URL", "file:outbox")
-    if not mail_url.startswith("file:") or mail_url == "file:":
-        env.fault("FIN_MAIL_URL", "must be file:DIR; other ways of sending are not supported yet")
+    mail_server, in_the_clear = env.smtp("FIN_MAIL_URL", mail_url)
     argon2, weak = env.argon2("FIN_ARGON2")
     failpoints, armed = env.failpoints("FIN_TEST_FAILPOINTS")
     off_or = env.limit
@@ -242,6 +246,8 @@ def _read(env: _Reader, roles: tuple[str, ...], cores: int) -> Settings:
         deployment=deployment,
         data_dir=data_dir(env.environ),
         mail_url=mail_url,
+        smtp=mail_server,
+        mail_from=env.sender("FIN_MAIL_FROM"),
         public_url=(env.url("FIN_PUBLIC_URL", ("http", "https")) or f"http://{url_host}:{port}").rstrip("/"),
         allowed_origins=tuple(env.origins("FIN_ALLOWED_ORIGINS")),
         trusted_proxies=tuple(env.networks("FIN_TRUSTED_PROXIES")),
@@ -266,7 +272,7 @@ def _read(env: _Reader, roles: tuple[str, ...], cores: int) -> Settings:
         worker_secret=env.secrets("FIN_WORKER_SECRET") if "worker" in roles else NO_SECRETS,
         pepper=env.secrets("FIN_PEPPER") if "worker" in roles else NO_SECRETS,
         failpoints=failpoints,
-        warnings=(*weak, *armed, *env.unknown()),
+        warnings=(*weak, *(in_the_clear if "mailer" in roles else ()), *armed, *env.unknown()),
     )
 
 
@@ -322,6 +328,21 @@ class _Reader:
             # a connection URL may carry a password: say what is expected, not what was found
             self.fault(name, f"must be a URL that starts with {' or '.join(s + '://' for s in schemes)}")
             return None
+        return raw
+
+    def smtp(self, name: str, raw: str) -> tuple[Smtp | None, list[str]]:
+        if raw.startswith(("smtp:", "smtps:")):
+            warnings: list[str] = []
+            server = smtp.read(raw, lambda problem: self.fault(name, problem), lambda said: warnings.append(said))
+            return server, [f"{name} {warning}." for warning in warnings]
+        if not raw.startswith("file:") or raw == "file:":
+            self.fault(name, "must be file:DIR, or smtp://USER:PASSWORD@HOST:PORT?tls=starttls, implicit or none")
+        return None, []
+
+    def sender(self, name: str) -> str:
+        raw = self.text(name, "")
+        if raw and not smtp.is_sender(raw):
+            self.fault(name, f"must be an address such as Example <no-reply@example.com>, not {raw!r}")
         return raw
 
     def origins(self, name: str) -> Iterator[str]:

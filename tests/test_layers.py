@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 # What each part stands on, directly; it may know whatever those stand on too, and its own submodules.
 STANDS_ON = {
     "app": "",
-    "app.settings": "",
+    "app.smtp": "",
+    "app.settings": "app.smtp",
     "app.messages": "",
     "app.keys": "",
     "app.totp": "",
@@ -36,7 +37,7 @@ STANDS_ON = {
     "app.gateway.rest": "app.gateway app.gateway.doorway",
     "app.gateway.pages": "app.settings",
     "app.gateway.server": "app.gateway.rest app.gateway.pages app.documents",
-    "app.mail": "app.entries",
+    "app.mail": "app.entries app.rules",
     "app.mail.templates": "app.records",
     "app.mail.message": "app.mail.templates",
     "app.logs": "app.settings",

@@ -22,15 +22,16 @@ from adapters import names
 from adapters.embedded_redis import EmbeddedRedis
 from adapters.key_files import KeyFiles
 from adapters.redis_link import Batch, Link
+from adapters.redis_mail import mail_queue
 from adapters.redis_operator import LETTERS_AT_ONCE, RedisOperator
 from adapters.redis_state import NODE_LIVES_MS, WORKER_LIVES_MS
 from adapters.redis_store import RedisStore, text
-from adapters.redis_streams import RedisGateway, RedisMailQueue, RedisWorker
+from adapters.redis_streams import RedisGateway, RedisWorker
 from app import credit, entries
 from app.keys import Ring
 from app.mail import mailer
 from app.messages import Lane
-from app.ports import Backlog, LaneVitals, Letter, Overview, SealedMail, Unavailable, Vitals
+from app.ports import Backlog, LaneVitals, Letter, Overview, SealedMail, Unavailable, Undeliverable, Vitals
 from app.records import Mail
 from app.sealing import Opener, Sealer
 from tests.deployment import ROOT, Deployment
@@ -214,13 +215,13 @@ def fields_of(mail: SealedMail) -> dict[Any, Any]:
 
 async def buried(url: str, *, kept: bool = True, reason: str = "not sent in 5 tries") -> None:
     """A mail that was taken and given up."""
-    queue = RedisMailQueue(Link(url, "test-mailer"), "mailer")
+    queue = mail_queue(url, "mailer")
     try:
         async with Redis.from_url(url) as redis:
             await redis.xadd(names.MAIL, fields_of(SEALED))
-        [(token, sealed)] = await queue.take(1) or await queue.take(1)
-        assert sealed == SEALED
-        await queue.bury(token, reason, sealed if kept else None)
+        [found] = await queue.take(1) or await queue.take(1)
+        assert found.mail == SEALED
+        await queue.bury(found.token, reason, found.mail if kept else None)
     finally:
         await queue.close()
 
@@ -257,8 +258,8 @@ async def test_a_mail_that_could_not_be_sent_keeps_its_box_and_is_queued_again_a
         assert await redis.xlen(names.MAIL) == 0
         assert await found.retry([letter.id]) == ["retried"]
         assert await found.letters(None) == []
-        queue = RedisMailQueue(Link(redis_url, "test-mailer"), "another")
-        assert [sealed for _, sealed in await queue.take(10)] == [SEALED]
+        queue = mail_queue(redis_url, "another")
+        assert [found.mail for found in await queue.take(10)] == [SEALED]
         await queue.close()
 
 
@@ -306,15 +307,15 @@ async def test_a_mail_that_a_full_server_cannot_bury_stays_in_the_mailers_hand(t
     await server.start()
     try:
         async with Redis.from_url(server.url) as redis:
-            queue = RedisMailQueue(Link(server.url, "test-mailer"), "mailer")
+            queue = mail_queue(server.url, "mailer")
             await redis.xadd(names.MAIL, fields_of(SEALED))
-            [(token, sealed)] = await queue.take(1) or await queue.take(1)
+            [taken] = await queue.take(1) or await queue.take(1)
             await redis.config_set("maxmemory", 1)
             with pytest.raises(Unavailable):
-                await queue.bury(token, "not sent in 5 tries", sealed)
+                await queue.bury(taken.token, "not sent in 5 tries", taken.mail)
             assert (await redis.xpending(names.MAIL, names.MAIL_GROUP))["pending"] == await redis.xlen(names.MAIL) == 1
             await redis.config_set("maxmemory", 0)
-            await queue.bury(token, "not sent in 5 tries", sealed)
+            await queue.bury(taken.token, "not sent in 5 tries", taken.mail)
             assert (await redis.xlen(names.MAIL), await redis.xlen(names.DEAD)) == (0, 1)
             await queue.close()
     finally:
@@ -322,7 +323,7 @@ async def test_a_mail_that_a_full_server_cannot_bury_stays_in_the_mailers_hand(t
 
 
 class Post:
-    """A Mailer that cannot send while it is `shut`."""
+    """A Mailer that refuses while it is `shut`."""
 
     def __init__(self) -> None:
         self.shut, self.tries = True, 0
@@ -331,14 +332,11 @@ class Post:
     async def send(self, mail: Mail, message_id: str) -> None:
         self.tries += 1
         if self.shut:
-            raise OSError("shut")
+            raise Undeliverable("shut")
         self.sent.append((message_id, mail))
 
 
-async def test_a_mail_that_was_given_up_is_sent_under_its_id_when_it_is_retried(
-    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mailer, "FIRST_RETRY_SECONDS", 0.001)
+async def test_a_mail_that_was_given_up_is_sent_under_its_id_when_it_is_retried(redis_url: str, tmp_path: Path) -> None:
     keys, post = KeyFiles(tmp_path), Post()
     private = keys.seal_keys(Ring.MAIL, private=True)
     mail = Mail("confirmation", "ana@example.com", "en", "12345678")
@@ -346,7 +344,7 @@ async def test_a_mail_that_was_given_up_is_sent_under_its_id_when_it_is_retried(
     async with operator(redis_url) as (found, redis):
         await redis.xadd(names.MAIL, fields_of(sealed))
         await redis.xadd(names.MAIL, fields_of(replace(sealed, id="0wrk1-other")))  # the seal binds the id
-        loop = mailer.MailerLoop(RedisMailQueue(Link(redis_url, "mailer"), "m"), post, Opener(private, EDGE, "mail"))
+        loop = mailer.MailerLoop(mail_queue(redis_url, "m"), post, Opener(private, EDGE, "mail"), EDGE)
         running = asyncio.create_task(loop.run())
 
         async def given_up() -> bool:
@@ -354,7 +352,7 @@ async def test_a_mail_that_was_given_up_is_sent_under_its_id_when_it_is_retried(
 
         await until(given_up)
         letters = {letter.retryable: letter for letter in await found.letters(None)}
-        assert (letters[True].reason, letters[True].rid, post.tries) == ("not sent in 5 tries", sealed.id, 5)
+        assert (letters[True].reason, letters[True].rid, post.tries) == ("refused for good: shut", sealed.id, 1)
         assert (letters[False].lane, letters[False].rid) == ("mail", "")
 
         post.shut = False

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import KNOWN, NO_SECRETS, Argon2, Fault, Limits, Settings, SettingsFault, dotenv
+from app.smtp import Smtp
 
 VALUES = {name: base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=") for name in ("edge", "worker", "pepper")}
 SECRETS = {
@@ -39,6 +40,7 @@ def test_with_nothing_but_secrets_everything_has_the_defaults_of_the_contract() 
     found = read()
     assert (found.host, found.port, found.redis_url, found.data_dir) == ("127.0.0.1", 8000, None, Path("var"))
     assert (found.mail_url, found.public_url) == ("file:outbox", "http://127.0.0.1:8000")
+    assert (found.smtp, found.mail_from) == (None, "")
     assert (found.allowed_origins, found.trusted_proxies) == ((), ())
     assert (found.email_confirmation, found.durability_strict) == (True, True)
     assert found.argon2 == Argon2(19456, 2, 1)
@@ -87,6 +89,15 @@ def test_every_setting_is_read() -> None:
     assert (found.max_queue, found.hash_threads, found.warnings) == (10, 8, ())
 
 
+def test_a_mail_server_is_read_for_who_sends_and_a_warning_is_said_to_that_role_alone() -> None:
+    about = {"FIN_MAIL_URL": "smtp://mail.test:25?tls=none", "FIN_MAIL_FROM": "Example <hello@login.test>"}
+    found = read(**about)
+    assert (found.smtp, found.mail_from) == (Smtp("mail.test", 25, "none"), "Example <hello@login.test>")
+    [warning] = found.warnings
+    assert warning.startswith("FIN_MAIL_URL sends mails, and the codes in them, in the clear")
+    assert read(("worker",), **about).warnings == ()
+
+
 @pytest.mark.parametrize(
     ("environ", "url"),
     [
@@ -131,7 +142,9 @@ def test_every_limit_takes_off(name: str) -> None:
         ("FIN_DEPLOYMENT", "two words"),
         ("FIN_DEPLOYMENT", "x" * 41),
         ("FIN_BROKER_URL", "redis://other.test"),
-        ("FIN_MAIL_URL", "smtp://mail.test"),
+        ("FIN_MAIL_URL", "smtp://mail.test?tls=on"),
+        ("FIN_MAIL_URL", "http://mail.test"),
+        ("FIN_MAIL_FROM", "login.test"),
         ("FIN_MAIL_URL", "file:"),
         ("FIN_PUBLIC_URL", "login.test"),
         ("FIN_PUBLIC_URL", "ftp://login.test"),
@@ -237,7 +250,8 @@ def test_versions_of_a_secret_are_newest_first_and_all_found_by_their_id() -> No
         ("FIN_REDIS_URL", f"http://:{HIDDEN}@redis.test"),
         ("FIN_BROKER_URL", f"amqp://guest:{HIDDEN}@rabbit.test:port"),
         ("FIN_BROKER_URL", f"redis://:{HIDDEN}@other.test"),
-        ("FIN_MAIL_URL", f"smtp://user:{HIDDEN}@mail.test"),
+        ("FIN_MAIL_URL", f"smtp://user:{HIDDEN}@mail.test:port?x={HIDDEN}"),
+        ("FIN_MAIL_URL", f"smtp://user:{HIDDEN}@mail.test/{HIDDEN}?tls=none&x={HIDDEN}#{HIDDEN}"),
         ("FIN_PUBLIC_URL", f"ftp://user:{HIDDEN}@login.test"),
     ],
 )
@@ -246,7 +260,7 @@ def test_a_fault_of_a_url_does_not_repeat_its_password(name: str, value: str) ->
 
 
 def test_no_secret_is_in_the_repr_of_settings() -> None:
-    found = read(FIN_REDIS_URL=f"redis://:{HIDDEN}@redis.test:6379")
+    found = read(FIN_REDIS_URL=f"redis://:{HIDDEN}@redis.test:6379", FIN_MAIL_URL=f"smtp://user:{HIDDEN}@mail.test")
     shown = f"{found!r} {found}"
     assert HIDDEN not in shown
     for value, secrets in zip(VALUES.values(), (found.edge_secret, found.worker_secret, found.pepper)):

@@ -44,4 +44,11 @@ BACKLOG = _load("backlog")
 RETRY = _load("retry")
 TICK = _load("tick")
 UNDO = _load("undo")
-SCRIPTS = (ADMIT, CHECK, SETTLE, RETURN, RELEASE, REAP, BEAT, FORGET, TICK, RETIRE, BACKLOG, RETRY, UNDO)
+POST = _load("post")
+POST_AGAIN = _load("post_again")
+POST_END = _load("post_end")
+TELL = _load("tell")
+SCRIPTS = (
+    *(ADMIT, CHECK, SETTLE, RETURN, RELEASE, REAP, BEAT, FORGET, TICK, RETIRE, BACKLOG, RETRY, UNDO),
+    *(POST, POST_AGAIN, POST_END, TELL),
+)

@@ -10,7 +10,7 @@ import pytest
 from adapters import names
 from adapters.redis_link import Link
 from adapters.redis_store import RECORD_KEPT_MS
-from adapters.redis_streams import RedisMailQueue
+from adapters.redis_mail import mail_queue
 from app import entries
 from app.messages import Code, Lane
 from app.ports import Admitted, Known, Record, Sealed, SealedMail
@@ -174,12 +174,12 @@ async def test_what_is_no_entry_is_taken_as_none_and_can_be_buried(redis_url: st
 
 async def test_a_mail_arrives_at_the_mailer_as_it_was_sealed_and_is_gone_when_done(redis_url: str) -> None:
     async with bench(redis_url) as parts:
-        queue = RedisMailQueue(Link(redis_url, "test-mailer"), "mailer")
+        queue = mail_queue(redis_url, "mailer")
         try:
             await parts.made(mails=((MAIL, sealed_mail(), (MAILS,)),))
-            [(token, found)] = await queue.take(10) or await queue.take(10)  # the first makes the group
-            assert found == sealed_mail()
-            await queue.done(token)
+            [found] = await queue.take(10) or await queue.take(10)  # the first makes the group
+            assert (found.mail, found.tries) == (sealed_mail(), 1)
+            await queue.done(found.token)
             assert await parts.length(names.MAIL) == 0
         finally:
             await queue.close()
