@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from adapters import names
-from adapters.redis_link import Link
-from adapters.redis_store import RECORD_KEPT_MS
 from adapters.redis_mail import mail_queue
+from adapters.redis_store import RECORD_KEPT_MS
 from app import entries
 from app.messages import Code, Lane
 from app.ports import Admitted, Known, Record, Sealed, SealedMail
