@@ -63,7 +63,7 @@ def test_the_right_password_starts_a_session() -> None:
     assert (write.account, write.device) == (ANA, None)
     data = check_tokens(outcome, LoginSuccess, made.id, 0)
     assert data.refresh_expires_in == 7 * DAY // 1000
-    assert outcome.identity == Identity(ANA.id, made.id)
+    assert outcome.identity == Identity(ANA.id, made.id, ends=NOW + 7 * DAY)
     told = SessionStarted(session_id=made.id, device_name="Ana's phone", ip="192.0.2.7")
     assert outcome.notices == (Notice(ANA.id, made.id, told, HERE),)
     assert (outcome.verdict, outcome.subject, outcome.mails) == (Verdict.PASSED, ANA.id, ())
@@ -190,7 +190,7 @@ def test_sessions_that_would_be_too_many_are_ended_and_their_connections_told() 
         Notice(ANA.id, old.id, SessionEnded(session_id=old.id, reason="too_many_sessions"), HERE, close=True)
         for old in crowd
     )
-    assert outcome.identity == Identity(ANA.id, start.session.id)
+    assert outcome.identity == Identity(ANA.id, start.session.id, ends=NOW + 7 * DAY)
     assert SESSIONS_PER_ACCOUNT == 100
 
 

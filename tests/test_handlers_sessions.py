@@ -124,7 +124,7 @@ def test_an_access_token_makes_its_connection_the_sessions(age: int, left: int) 
     found = session()
     outcome = outcome_of(access(made=NOW - age), session=found, account=ANA)
     assert outcome.data == Authenticated(user_id=ANA.id, session_id=found.id, expires_in=left)
-    assert outcome.identity == Identity(ANA.id, found.id)
+    assert outcome.identity == Identity(ANA.id, found.id, ends=NOW + 7 * DAY)
     assert outcome.writes == (ConfirmSession(found, NOW),)
     assert (outcome.verdict, outcome.subject, outcome.notices) == (Verdict.PASSED, ANA.id, ())
 
