@@ -26,6 +26,7 @@ from app.records import (
     EndChallenge,
     EndSession,
     ForgetDevice,
+    NewestReset,
     PutChallenge,
     RenewCode,
     RotateSession,
@@ -79,6 +80,8 @@ class Translated:
                 self._keep_device(account, device)
             case ChangeAccount(old, new):
                 self._change(old, new)
+            case NewestReset(user_id, challenge_id):
+                self._do("HSET", names.USERS + user_id, "reset", challenge_id)
             case TrustDevice(account, device):
                 self._keep_device(account, device)
                 self._count(account)

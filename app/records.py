@@ -308,6 +308,16 @@ class ChangeAccount:
 
 
 @dataclass(frozen=True)
+class NewestReset:
+    """The reset mail that counts from here on, whatever counted before: a condition would only hold for an account that
+    there is, and so tell one from none to who asks for many at once.
+    """
+
+    user_id: str
+    challenge_id: str
+
+
+@dataclass(frozen=True)
 class TrustDevice:
     """Only while the account is as it was read. Its version goes up."""
 
@@ -363,6 +373,7 @@ Write = (
     | EndSession
     | UpgradePassword
     | ChangeAccount
+    | NewestReset
     | TrustDevice
     | ForgetDevice
     | EndChallenge

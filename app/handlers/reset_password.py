@@ -1,6 +1,7 @@
 """reset_password: the mailed link's code sets a new password and ends every session. It does not log in.
 
-Refuses password_too_short, password_common, invalid_code (unknown, used, or a newer one was asked for), code_expired;
+Refuses password_too_short, password_common, invalid_code (unknown, used, or a newer one was asked for;
+or the account is disabled), code_expired;
 error rate_limited.
 """
 
@@ -34,6 +35,8 @@ def decide(request: ResetPassword, facts: Facts, ctx: Context) -> Outcome:
         return refuse(REFUSED, Code.INVALID_CODE, Verdict.FAILED, field="code")
     matches = ctx.mint.code_matches(challenge.code_mac, challenge.id, request.code)
     if not matches or account is None or account.id != challenge.user_id or account.reset != challenge.id:
+        return refuse(REFUSED, Code.INVALID_CODE, Verdict.FAILED, field="code")
+    if account.status != "active":
         return refuse(REFUSED, Code.INVALID_CODE, Verdict.FAILED, field="code")
     if facts.now >= challenge.code_expires:
         return refuse(REFUSED, Code.CODE_EXPIRED, field="code", subject=account.id)

@@ -72,4 +72,5 @@ def _wrong(request: VerifyDevice, challenge: Challenge, facts: Facts, ctx: Conte
 
 def _room_for_one_more(account: Account, facts: Facts) -> list[ForgetDevice]:
     by_age = sorted(facts.devices, key=lambda device: device.seen)
-    return [ForgetDevice(account, device.ref) for device in by_age[: len(by_age) + 1 - rules.DEVICES_PER_ACCOUNT]]
+    too_many = max(0, len(by_age) + 1 - rules.DEVICES_PER_ACCOUNT)
+    return [ForgetDevice(account, device.ref) for device in by_age[:too_many]]
