@@ -276,7 +276,7 @@ class RotateSession:
 
 @dataclass(frozen=True)
 class ConfirmSession:
-    """It has been seen now; only while it lives."""
+    """It has been seen now; only while it lives and the counter is as it was read."""
 
     session: Session
     now: int
@@ -301,6 +301,8 @@ class UpgradePassword:
 class ChangeAccount:
     """The fields that differ, only while each of them is as it was read; and while the version is, where one of them
     counts for it: password, status and second factor. The version then goes up by one.
+
+    Of resets the newest counts, whatever was read: who asks for one learns nothing from others who do.
     """
 
     old: Account
@@ -358,7 +360,9 @@ class DecideLogin:
 
 @dataclass(frozen=True)
 class BindChallenge:
-    """One more connection that may answer it, only while it is there and is bound as it was read."""
+    """One more connection that may answer it, only while it is there and is bound as it was read. Of too many the first
+    makes room.
+    """
 
     challenge: Challenge
     connection: str

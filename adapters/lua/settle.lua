@@ -120,15 +120,35 @@ for _, mail in ipairs(plan.mails) do
     run(commands)
   end
 end
+-- Where an account is online: {node, name of one connection there, whether it is the only one}..., read once for all
+-- notices, since an account may have many connections and many sessions to end.
+local function nodes_of(online)
+  local found, at = {}, {}
+  for _, name in ipairs(redis.call('HKEYS', online)) do
+    local node = string.match(name, '^[^ ]*')
+    local there = at[node]
+    if there == nil then
+      there = redis.call('EXISTS', plan.nodes .. node) == 1 and {node, name, true}
+      at[node] = there
+      if there then
+        found[#found + 1] = there
+      end
+    elseif there then
+      there[3] = false
+    end
+    if not there then
+      redis.call('HDEL', online, name) -- its node is dead
+    end
+  end
+  return found
+end
+local where = {}
 for _, notice in ipairs(plan.notices) do
   local online, spare, body, mac = unpack(notice)
-  local there, told = redis.call('HKEYS', online), {}
-  for _, name in ipairs(there) do
-    local node = string.match(name, '^[^ ]*')
-    if redis.call('EXISTS', plan.nodes .. node) == 0 then
-      redis.call('HDEL', online, name) -- its node is dead
-    elseif name ~= spare and not told[node] then
-      told[node] = true
+  where[online] = where[online] or nodes_of(online)
+  for _, there in ipairs(where[online]) do
+    local node, name, only = unpack(there)
+    if not only or name ~= spare then
       post(node, {'k', 'notice', 'x', body, 'm', mac})
     end
   end

@@ -292,9 +292,39 @@ async def test_an_untouched_session_and_account_are_no_conflict(redis_url: str) 
         assert await resend(parts, waits) == "settled"
         for write in (
             StartSession(replace(made.session, id="0wrk1-new"), made.account, None),
-            RotateSession(made.session, made.session.created),
             ConfirmSession(made.session, made.session.created),
+            RotateSession(made.session, made.session.created),
             EndSession(made.session, "logout"),
             CreateAccount(account(id=waits.user_id, email="new@example.com"), waits, device()),
         ):
             assert await parts.settle(write) == "settled"
+
+
+async def test_what_was_seen_later_meanwhile_stays_so(redis_url: str) -> None:
+    """An outcome that is given again only asks whether its session lives."""
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        later = made.session.seen + 5 * DAY
+        await parts.made(ConfirmSession(made.session, later))
+        await parts.made(ConfirmSession(made.session, made.session.seen))
+        key, list_ = names.SESSIONS + made.session.id, names.USERS + made.account.id + names.SESSIONS_OF
+        ends = later + 7 * DAY
+        assert (await parts.redis.pexpiretime(key), await parts.redis.zscore(list_, made.session.id)) == (ends, ends)
+        assert (await parts.check(Needs(session_id=made.session.id))).session == replace(made.session, seen=later)
+
+
+async def test_who_is_told_the_current_token_is_not_told_one_that_has_been_rotated(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        await parts.made(RotateSession(made.session, made.session.seen + 1))
+        assert await parts.settle(ConfirmSession(made.session, made.session.seen + 2)) == "conflict"
+
+
+async def test_the_list_of_an_accounts_sessions_ends_when_none_of_them_can_live(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        list_ = names.USERS + made.account.id + names.SESSIONS_OF
+        assert await parts.redis.pexpiretime(list_) == made.session.created + 7 * DAY
+        later = made.session.seen + 3 * DAY
+        await parts.made(ConfirmSession(made.session, later))
+        assert await parts.redis.pexpiretime(list_) == later + 7 * DAY
