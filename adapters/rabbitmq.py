@@ -74,6 +74,7 @@ DEAD_KEPT = 10_000
 REPLIES_KEPT = 10_000
 REPLIES_EXPIRE_MS = 60_000
 SEEN_KEPT = 10_000
+PROBE = "probe"  # the type of a message that only proves that its lane is written to
 
 pack = msgspec.msgpack.encode
 T = TypeVar("T")
@@ -287,6 +288,12 @@ class Queues:
         for lane in Lane:
             await self.make_lane(channel, lane)
 
+    async def prove_lanes(self, channel: AbstractChannel) -> None:
+        """Made, and written to: a quorum queue without a leader is declared like any other, and confirms nothing."""
+        await self.make_lanes(channel)
+        for lane in Lane:
+            await channel.default_exchange.publish(aio_pika.Message(b"", type=PROBE), self.lane(lane))
+
     async def make_replies(self, channel: AbstractChannel, node: str) -> AbstractQueue:
         kept: Arguments = {"x-expires": REPLIES_EXPIRE_MS, "x-max-length": REPLIES_KEPT}
         return await channel.declare_queue(self.replies(node), durable=True, arguments=kept)
@@ -300,10 +307,11 @@ class RabbitGateway(GatewayState):
     def __init__(self, batch: Batch, url: str, deployment: str, node: str, max_queue: int) -> None:
         super().__init__(batch, node, max_queue)
         self._queues = queues = Queues(deployment)
-        self._line = Line(url, "gateway", queues.make_lanes)
+        self._line = Line(url, "gateway", queues.prove_lanes)
         self._inbox = Inbox(url, "replies", lambda channel: queues.make_replies(channel, node))
         self._offset = time.time() * 1000 - time.monotonic() * 1000
         self._seen: dict[str, None] = {}
+        self._lapsed = False  # it counted as dead, and nobody was told yet
         self._closed = False
 
     @staticmethod
@@ -311,8 +319,7 @@ class RabbitGateway(GatewayState):
         return names.lane_open(lane)
 
     async def admit(self, entry: Entry, patience: float) -> Admitted | Full | Expired | Known:
-        await self._line.channel()  # away: said before anything is let in
-        await self._inbox.open()  # nor before its reply has somewhere to go
+        await self._open()  # away: said before anything is let in
         now = int(time.monotonic() * 1000 + self._offset)
         answer = await self.let_in(entry, patience, "ZADD", now, entry.rid)
         if isinstance(answer, Admitted):
@@ -344,10 +351,12 @@ class RabbitGateway(GatewayState):
 
     async def heartbeat(self) -> tuple[Clock, bool]:
         clock, lapsed = await super().heartbeat()
+        self._lapsed |= lapsed
         self._offset = clock.now - time.monotonic() * 1000
         forgotten = [("ZREMRANGEBYSCORE", self.holds(lane), "-inf", clock.now - DONE_KEPT_MS) for lane in Lane]
         await asyncio.gather(*(self._batch.command(*command) for command in forgotten))
-        await self._line.channel()  # a node without its broker is not ready
+        await self._open()  # a node is not ready before it could admit
+        lapsed, self._lapsed = self._lapsed, False
         return clock, lapsed
 
     async def close(self) -> None:
@@ -355,6 +364,10 @@ class RabbitGateway(GatewayState):
         await super().close()
         await self._line.close()
         await self._inbox.close()
+
+    async def _open(self) -> None:
+        """Both ways: the lanes take what is written, and its reply has somewhere to go."""
+        await asyncio.gather(self._line.channel(), self._inbox.open())
 
     async def _undo(self, entry: Entry) -> None:
         keys = [names.done(entry.rid), self.holds(entry.lane)]
@@ -388,9 +401,13 @@ class RabbitWorker(WorkerState):
         self._tokens = 0
 
     async def take(self, lane: Lane, most: int) -> Sequence[Delivery]:
+        messages = await self._inboxes[lane].take(most)
+        for probe in (message for message in messages if message.type == PROBE):
+            await acknowledge(probe)
         return [
             self._delivery(lane, message, int(str((message.headers or {}).get("x-delivery-count", 0))) + 1)
-            for message in await self._inboxes[lane].take(most)
+            for message in messages
+            if message.type != PROBE
         ]
 
     async def settle(self, delivery: Delivery, settlement: Settlement, patience: float) -> str:
