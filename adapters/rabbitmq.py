@@ -30,7 +30,7 @@ from aio_pika.exceptions import (
 )
 
 from adapters import names
-from adapters.amqp_link import Inbox, Line, Message, NotTaken, lives
+from adapters.amqp_link import ANSWER_SECONDS, Inbox, Line, Message, NotTaken, attempt, lives
 from adapters.lua import UNDO
 from adapters.redis_link import LOOK_AGAIN_SECONDS, Batch, Link
 from adapters.redis_state import GatewayState, WorkerState, letter, to_entry, to_fields, to_map, to_reply
@@ -121,7 +121,8 @@ class Queues:
         """Made, and written to: a quorum queue without a leader is declared like any other, and confirms nothing."""
         await self.make_lanes(channel)
         for lane in Lane:
-            await channel.default_exchange.publish(aio_pika.Message(b"", type=PROBE), self.lane(lane))
+            probe = channel.default_exchange.publish(aio_pika.Message(b"", type=PROBE), self.lane(lane))
+            await attempt(probe, ANSWER_SECONDS)
 
     async def make_replies(self, channel: AbstractChannel, node: str) -> AbstractQueue:
         kept: Arguments = {"x-expires": REPLIES_EXPIRE_MS, "x-max-length": REPLIES_KEPT}
