@@ -178,6 +178,11 @@ class Local(Server):
     async def kill(self) -> None:
         await self._end(signal.SIGKILL)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     @abstractmethod
     def _spawn(self) -> subprocess.Popen[bytes]: ...
 
