@@ -6,6 +6,7 @@ that comes again finds its done marker, and with it what was to be told, which i
 
 Queues, all durable, for a deployment named D:
     D.LANE           quorum; full: the publisher is refused; handed out too often: to D.LANE.dead
+    D.LANE.back      the same, for what was handed out and not begun: before all that waits
     D.LANE.dead      for a worker to bury
     D.replies.NODE   of a gateway boot; goes a minute after its reader
 """
@@ -14,27 +15,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
 
 import aio_pika
 import msgspec
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractQueue
 from aio_pika.exceptions import (
-    AMQPError,
     AuthenticationError,
     ChannelPreconditionFailed,
-    DeliveryError,
     InvalidFrameError,
     ProbableAuthenticationError,
-    PublishError,
 )
 
 from adapters import names
+from adapters.amqp_link import ANSWER_SECONDS, Inbox, Line, Message, NotTaken, attempt, lives
 from adapters.lua import UNDO
 from adapters.redis_link import LOOK_AGAIN_SECONDS, Batch, Link
 from adapters.redis_state import GatewayState, WorkerState, letter, to_entry, to_fields, to_map, to_reply
@@ -58,15 +54,9 @@ from app.records import Limit
 from app.settings import Fault
 
 log = logging.getLogger("finthenticate")
-for _library in ("aio_pika", "aiormq"):  # what goes wrong there is raised, and said by who meets it
-    logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 LEAST_VERSION = (3, 10)
-CONNECT_SECONDS = 3.0
-ANSWER_SECONDS = 1.0  # a publish is confirmed within this, or its outcome is unknown
-HEARTBEAT_SECONDS = 5  # a peer that is silent for twice as long is dead
-TAKE_SECONDS = 1.0
-LEFT_SECONDS = 1.0
+LEFT_SECONDS = 1.0  # what a worker has had for longer and is not at work on, it has left
 REPLIES_AT_ONCE = 500
 DELIVERY_LIMIT = 5  # a worker buries at the third; past this the broker itself takes it out
 MOST_IN_A_LANE = 100_000  # the bound of admission is Redis's; this one is for what that has forgotten
@@ -74,9 +64,10 @@ DEAD_KEPT = 10_000
 REPLIES_KEPT = 10_000
 REPLIES_EXPIRE_MS = 60_000
 SEEN_KEPT = 10_000
+TIMES_BEFORE = "times-before"  # the header of a message that was handed out before it was written anew
+PROBE = "probe"  # the type of a message that only proves that its lane is written to
 
 pack = msgspec.msgpack.encode
-T = TypeVar("T")
 Arguments = dict[str, Any]
 
 
@@ -90,168 +81,6 @@ def worker(redis_url: str, amqp_url: str, deployment: str, consumer: str) -> tup
     return RabbitWorker(batch, store, amqp_url, deployment, consumer), store
 
 
-class NotTaken(Unavailable):
-    """The broker has refused a message, for want of room."""
-
-
-class Line:
-    """One connection with one channel, opened at first use, and again after a failure. Nothing is ever sent again."""
-
-    def __init__(self, url: str, name: str, opened: Callable[[AbstractChannel], Awaitable[None]]) -> None:
-        self._url, self._name, self._opened = url, name, opened
-        self._connection: AbstractConnection | None = None
-        self._channel: AbstractChannel | None = None
-        self._opening: asyncio.Task[AbstractChannel] | None = None
-
-    async def channel(self) -> AbstractChannel:
-        """Whoever comes while it is being opened waits for that one attempt, and shares its end."""
-        if self._channel is not None and not self._channel.is_closed:
-            return self._channel
-        if self._opening is None:
-            self._opening = asyncio.create_task(self._open_anew())
-            self._opening.add_done_callback(self._opened_or_not)
-        return await asyncio.shield(self._opening)
-
-    async def publish(self, queue: str, body: bytes, id: str) -> bool:
-        """True when the broker has it for good; False: there is no such queue. NotTaken where that is full."""
-        channel = await self.channel()
-        message = aio_pika.Message(body, message_id=id, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-        try:
-            await attempt(channel.default_exchange.publish(message, queue), ANSWER_SECONDS)
-        except PublishError:
-            return False
-        except DeliveryError:
-            raise NotTaken(f"RabbitMQ: {queue} is full") from None
-        except Unavailable:
-            if channel is self._channel:  # what is in its buffers must not be sent when nobody counts on it any more
-                await self._drop()
-            raise
-        return True
-
-    async def close(self) -> None:
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait([self._opening])
-        await self._drop()
-
-    def _opened_or_not(self, opening: asyncio.Task[AbstractChannel]) -> None:
-        self._opening = None
-        if not opening.cancelled():
-            opening.exception()  # told to whoever waits for it; perhaps nobody does any more
-
-    async def _open_anew(self) -> AbstractChannel:
-        await self._drop()
-        try:
-            self._channel = await attempt(self._open(), CONNECT_SECONDS)
-        except BaseException:
-            await self._drop()
-            raise
-        return self._channel
-
-    @property
-    def version(self) -> tuple[int, int]:
-        """Of the server, once a channel is open."""
-        properties = getattr(self._connection.transport.connection, "server_properties", {})  # type: ignore[union-attr]
-        major, minor, *_ = (int(part) for part in re.findall(r"\d+", str(properties.get("version", "0.0"))))
-        return major, minor
-
-    async def _open(self) -> AbstractChannel:
-        properties: Any = {"connection_name": f"finthenticate-{self._name}"}
-        self._connection = await aio_pika.connect(
-            self._url, client_properties=properties, heartbeat=HEARTBEAT_SECONDS, timeout=CONNECT_SECONDS
-        )
-        channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
-        await self._opened(channel)
-        return channel
-
-    async def _drop(self) -> None:
-        connection, self._connection, self._channel = self._connection, None, None
-        if connection is not None:
-            with suppress(AMQPError, OSError, TimeoutError, RuntimeError):
-                await asyncio.wait_for(connection.close(), ANSWER_SECONDS)
-
-
-async def attempt(call: Awaitable[T], seconds: float) -> T:
-    """The answer. DeliveryError is one; everything else that goes wrong is Unavailable: what was done is unknown."""
-    try:
-        return await asyncio.wait_for(call, seconds)
-    except DeliveryError:
-        raise
-    except (AMQPError, OSError, TimeoutError, RuntimeError, EOFError) as error:
-        raise Unavailable(f"RabbitMQ: {type(error).__name__}: {error}") from error
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise Unavailable("RabbitMQ: the connection was lost") from None  # how aiormq says it to who waits
-
-
-class Inbox:
-    """What one queue hands out, so much of it at once. After a failure nothing of before can be acknowledged."""
-
-    def __init__(self, url: str, name: str, make: Callable[[AbstractChannel], Awaitable[AbstractQueue]]) -> None:
-        self._line = Line(url, name, self._opened)
-        self._make = make
-        self._queue: AbstractQueue | None = None
-        self._consumer = ""
-        self._waiting: deque[AbstractIncomingMessage] = deque()
-        self._there = asyncio.Event()
-        self._prefetch = 0
-        self._gone = False
-
-    async def take(self, most: int) -> list[AbstractIncomingMessage]:
-        """Waits a moment for the first."""
-        if self._gone:
-            await self._line.close()
-        channel = await self._line.channel()
-        if most > self._prefetch:
-            self._prefetch = most + most // 2  # what is being settled is not acknowledged yet
-            await attempt(self._consume(channel), ANSWER_SECONDS)
-        if not self._waiting:
-            self._there.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._there.wait(), TAKE_SECONDS)
-        return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
-
-    async def open(self) -> None:
-        await self._line.channel()
-
-    async def close(self) -> None:
-        """What was not acknowledged is handed to somebody else."""
-        await self._line.close()
-
-    async def _opened(self, channel: AbstractChannel) -> None:
-        self._waiting.clear()
-        self._gone = False
-        (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(self._cancelled)
-        self._queue, self._consumer = await self._make(channel), ""
-        if self._prefetch:
-            await self._consume(channel)
-
-    async def _consume(self, channel: AbstractChannel) -> None:
-        """As much at once as is wanted now: that is fixed for the life of a consumer."""
-        assert self._queue is not None  # made when the channel was opened
-        if self._consumer:
-            await self._queue.cancel(self._consumer)
-        await channel.set_qos(prefetch_count=self._prefetch)
-        self._consumer = await self._queue.consume(self._receive)
-
-    def _cancelled(self, _: object) -> None:
-        """The broker hands out nothing more here: the queue was deleted, or its node is gone."""
-        self._gone = True
-        self._there.set()
-
-    async def _receive(self, message: AbstractIncomingMessage) -> None:
-        self._waiting.append(message)
-        self._there.set()
-
-
-async def acknowledge(message: AbstractIncomingMessage, *, multiple: bool = False) -> None:
-    """Where its connection is gone it comes again, to somebody, and is found done."""
-    with suppress(Unavailable):
-        await attempt(message.ack(multiple=multiple), ANSWER_SECONDS)
-
-
 class Queues:
     """The names of a deployment's queues, and how they are made."""
 
@@ -260,6 +89,9 @@ class Queues:
 
     def lane(self, lane: Lane) -> str:
         return f"{self._deployment}.{lane}"
+
+    def back(self, lane: Lane) -> str:
+        return f"{self.lane(lane)}.back"
 
     def dead(self, lane: Lane) -> str:
         return f"{self.lane(lane)}.dead"
@@ -270,22 +102,27 @@ class Queues:
     async def make_lane(self, channel: AbstractChannel, lane: Lane) -> AbstractQueue:
         kept: Arguments = {"x-max-length": DEAD_KEPT}
         await channel.declare_queue(self.dead(lane), durable=True, arguments=kept)
-        return await channel.declare_queue(
-            self.lane(lane),
-            durable=True,
-            arguments={
-                "x-queue-type": "quorum",
-                "x-delivery-limit": DELIVERY_LIMIT,
-                "x-dead-letter-exchange": "",
-                "x-dead-letter-routing-key": self.dead(lane),
-                "x-max-length": MOST_IN_A_LANE,
-                "x-overflow": "reject-publish",
-            },
-        )
+        ours: Arguments = {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": self.dead(lane),
+            "x-max-length": MOST_IN_A_LANE,
+            "x-overflow": "reject-publish",
+        }
+        await channel.declare_queue(self.back(lane), durable=True, arguments=ours)
+        return await channel.declare_queue(self.lane(lane), durable=True, arguments=ours)
 
     async def make_lanes(self, channel: AbstractChannel) -> None:
         for lane in Lane:
             await self.make_lane(channel, lane)
+
+    async def prove_lanes(self, channel: AbstractChannel) -> None:
+        """Made, and written to: a quorum queue without a leader is declared like any other, and confirms nothing."""
+        await self.make_lanes(channel)
+        for lane in Lane:
+            probe = channel.default_exchange.publish(aio_pika.Message(b"", type=PROBE), self.lane(lane))
+            await attempt(probe, ANSWER_SECONDS)
 
     async def make_replies(self, channel: AbstractChannel, node: str) -> AbstractQueue:
         kept: Arguments = {"x-expires": REPLIES_EXPIRE_MS, "x-max-length": REPLIES_KEPT}
@@ -300,10 +137,11 @@ class RabbitGateway(GatewayState):
     def __init__(self, batch: Batch, url: str, deployment: str, node: str, max_queue: int) -> None:
         super().__init__(batch, node, max_queue)
         self._queues = queues = Queues(deployment)
-        self._line = Line(url, "gateway", queues.make_lanes)
+        self._line = Line(url, "gateway", queues.prove_lanes)
         self._inbox = Inbox(url, "replies", lambda channel: queues.make_replies(channel, node))
         self._offset = time.time() * 1000 - time.monotonic() * 1000
         self._seen: dict[str, None] = {}
+        self._lapsed = False  # it counted as dead, and nobody was told yet
         self._closed = False
 
     @staticmethod
@@ -311,8 +149,7 @@ class RabbitGateway(GatewayState):
         return names.lane_open(lane)
 
     async def admit(self, entry: Entry, patience: float) -> Admitted | Full | Expired | Known:
-        await self._line.channel()  # away: said before anything is let in
-        await self._inbox.open()  # nor before its reply has somewhere to go
+        await self._open()  # away: said before anything is let in
         now = int(time.monotonic() * 1000 + self._offset)
         answer = await self.let_in(entry, patience, "ZADD", now, entry.rid)
         if isinstance(answer, Admitted):
@@ -340,14 +177,16 @@ class RabbitGateway(GatewayState):
                 if self._is_new(message.message_id or "") and (reply := _reply(message.body)) is not None:
                     yield reply
             if messages:
-                await acknowledge(messages[-1], multiple=True)
+                await self._inbox.acknowledge(messages[-1], multiple=True)
 
     async def heartbeat(self) -> tuple[Clock, bool]:
         clock, lapsed = await super().heartbeat()
+        self._lapsed |= lapsed
         self._offset = clock.now - time.monotonic() * 1000
         forgotten = [("ZREMRANGEBYSCORE", self.holds(lane), "-inf", clock.now - DONE_KEPT_MS) for lane in Lane]
         await asyncio.gather(*(self._batch.command(*command) for command in forgotten))
-        await self._line.channel()  # a node without its broker is not ready
+        await self._open()  # a node is not ready before it could admit
+        lapsed, self._lapsed = self._lapsed, False
         return clock, lapsed
 
     async def close(self) -> None:
@@ -355,6 +194,10 @@ class RabbitGateway(GatewayState):
         await super().close()
         await self._line.close()
         await self._inbox.close()
+
+    async def _open(self) -> None:
+        """Both ways: the lanes take what is written, and its reply has somewhere to go."""
+        await asyncio.gather(self._line.channel(), self._inbox.open())
 
     async def _undo(self, entry: Entry) -> None:
         keys = [names.done(entry.rid), self.holds(entry.lane)]
@@ -380,18 +223,24 @@ class RabbitWorker(WorkerState):
         self._store = store
         self._queues = queues = Queues(deployment)
         self._line = Line(url, "worker", queues.make_lanes)
-        self._inboxes = {
-            lane: Inbox(url, f"take-{lane}", lambda channel, lane=lane: queues.make_lane(channel, lane))  # type: ignore[misc]
-            for lane in Lane
-        }
-        self._in_hand: dict[str, tuple[Lane, AbstractIncomingMessage, float]] = {}  # since when, monotonic
+        self._inboxes = {lane: self._inbox(url, lane) for lane in Lane}
+        self._in_hand: dict[str, Held] = {}  # by token
         self._tokens = 0
 
+    def _inbox(self, url: str, lane: Lane) -> Inbox:
+        async def hand_back(messages: Sequence[Message]) -> None:
+            await asyncio.gather(*(self._put_there(self._queues.back(lane), lane, message) for message in messages))
+
+        return Inbox(url, f"take-{lane}", lambda channel: self._queues.make_lane(channel, lane), hand_back)
+
     async def take(self, lane: Lane, most: int) -> Sequence[Delivery]:
-        return [
-            self._delivery(lane, message, int(str((message.headers or {}).get("x-delivery-count", 0))) + 1)
-            for message in await self._inboxes[lane].take(most)
-        ]
+        found = []
+        for message in await self._inboxes[lane].take(most):
+            if message.type == PROBE:
+                await self._inboxes[lane].acknowledge(message)
+            else:
+                found.append(self._delivery(lane, message, times_before(message) + 1))
+        return found
 
     async def settle(self, delivery: Delivery, settlement: Settlement, patience: float) -> str:
         entry = delivery.entry
@@ -410,14 +259,10 @@ class RabbitWorker(WorkerState):
         await self._acknowledge(delivery)
 
     async def give_back(self, delivery: Delivery) -> None:
-        await self.release(delivery)
+        await self._return(self._queues.lane(delivery.lane), delivery.token)
 
     async def release(self, delivery: Delivery) -> None:
-        """To the tail of its lane, as a new message: what the broker itself puts back it counts as handed out."""
-        if delivery.token in self._in_hand and delivery.entry is not None:
-            body = self._in_hand[delivery.token][1].body
-            if await self._line.publish(self._queues.lane(delivery.lane), body, delivery.entry.rid):
-                await self._acknowledge(delivery)
+        await self._return(self._queues.back(delivery.lane), delivery.token)
 
     async def bury(
         self,
@@ -435,29 +280,30 @@ class RabbitWorker(WorkerState):
         await self._acknowledge(delivery)
 
     async def reap(self, lane: Lane, most: int, held: Sequence[str]) -> Sequence[Delivery]:
-        """What dead workers held the broker hands out by itself; what it has given up is left to take, and what is here
-        and nobody is at work on goes back to it."""
+        """What dead workers held the broker hands out by itself. What is here and nobody is at work on goes back; left
+        to take is what others handed back, and what the broker has given up."""
+        await self._line.channel()
         await self._put_back(lane, frozenset(held))
-        channel = await self._line.channel()
-        queue = await attempt(channel.get_queue(self._queues.dead(lane), ensure=False), ANSWER_SECONDS)
         found: list[Delivery] = []
-        while len(found) < most:
-            message = await attempt(queue.get(fail=False), ANSWER_SECONDS)
-            if message is None:
-                break
+        while len(found) < most and (message := await self._line.get(self._queues.back(lane))) is not None:
+            found.append(self._delivery(lane, message, times_before(message) + 1))
+        while len(found) < most and (message := await self._line.get(self._queues.dead(lane))) is not None:
             found.append(self._delivery(lane, message, DELIVERY_LIMIT + 1))
         return found
 
+    async def leave(self) -> None:
+        await asyncio.gather(super().leave(), *(inbox.rest() for inbox in self._inboxes.values()))
+
     async def close(self) -> None:
-        for inbox in self._inboxes.values():
-            await inbox.close()
+        await asyncio.gather(*(inbox.rest() for inbox in self._inboxes.values()))
+        await asyncio.gather(*(inbox.close() for inbox in self._inboxes.values()))
         await super().close()
         await self._line.close()
 
-    def _delivery(self, lane: Lane, message: AbstractIncomingMessage, deliveries: int) -> Delivery:
+    def _delivery(self, lane: Lane, message: Message, deliveries: int) -> Delivery:
         self._tokens += 1
         token = str(self._tokens)
-        self._in_hand[token] = (lane, message, time.monotonic())
+        self._in_hand[token] = Held(lane, message, time.monotonic())
         return Delivery(lane, token, _entry(lane, message.body), deliveries)
 
     def _forget(self, entry: Entry) -> list[tuple[str, ...]]:
@@ -474,15 +320,46 @@ class RabbitWorker(WorkerState):
 
     async def _acknowledge(self, delivery: Delivery) -> None:
         if (held := self._in_hand.pop(delivery.token, None)) is not None:
-            await acknowledge(held[1])
+            await self._inboxes[held.lane].acknowledge(held.message)
 
     async def _put_back(self, lane: Lane, held: frozenset[str]) -> None:
+        """It has not killed its worker, whatever became of it, and so does not count."""
         long_ago = time.monotonic() - LEFT_SECONDS
-        for token, (its_lane, message, since) in list(self._in_hand.items()):
-            if its_lane is lane and since < long_ago and token not in held:
-                del self._in_hand[token]
-                with suppress(Unavailable):  # its connection is gone: it is back already
-                    await attempt(message.nack(requeue=True), ANSWER_SECONDS)
+        left = [
+            token
+            for token, its in self._in_hand.items()
+            if its.lane is lane and its.since < long_ago and token not in held
+        ]
+        await asyncio.gather(*(self._return(self._queues.back(lane), token) for token in left))
+
+    async def _return(self, queue: str, token: str) -> None:
+        """Once, however often it is asked; after Unavailable it is in hand again."""
+        if (held := self._in_hand.pop(token, None)) is not None:
+            try:
+                await self._put_there(queue, held.lane, held.message)
+            except Unavailable:
+                self._in_hand[token] = held
+                raise
+
+    async def _put_there(self, queue: str, lane: Lane, message: Message) -> None:
+        """As a new message, since the broker counts what it puts back itself as handed out once more."""
+        if not lives(message):
+            return  # it is back already
+        counts = {TIMES_BEFORE: times_before(message)}
+        if message.type == PROBE or await self._line.publish(queue, message.body, message.message_id or "", counts):
+            await self._inboxes[lane].acknowledge(message)
+
+
+class Held(NamedTuple):
+    lane: Lane
+    message: Message
+    since: float  # time.monotonic()
+
+
+def times_before(message: Message) -> int:
+    """How often it was handed out before, by what it says itself and by what RabbitMQ has counted since."""
+    headers = message.headers or {}
+    return sum(int(str(headers.get(name, 0))) for name in (TIMES_BEFORE, "x-delivery-count"))
 
 
 def _entry(lane: Lane, body: bytes) -> Entry | None:

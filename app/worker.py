@@ -129,11 +129,13 @@ class Worker:
             hold.room.clear()
             await hold.room.wait()
             return
+        others = []
         for delivery in await self._broker.take(lane, hold.credit - hold.held):
             if delivery.deliveries > 1 and self._suspects:
-                await self._return(delivery, self._broker.release)
+                others.append(self._return(delivery, self._broker.release))
             else:
                 self._start(delivery, hold)
+        await asyncio.gather(*others)
 
     async def _reap(self) -> None:
         """Say what is in hand, and take over what others have left, one at a time and each when the last one has ended:
