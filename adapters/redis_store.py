@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -11,27 +11,10 @@ import msgspec
 from adapters import names
 from adapters.lua import CHECK, FORGET, SETTLE
 from adapters.redis_link import Batch, Command
+from adapters.redis_records import Translated, account_of, challenge_of, device_of, flat, session_of, text_map
 from app import rules
 from app.ports import Entry, Record, Settlement, Signed, State
-from app.records import (
-    Account,
-    Challenge,
-    ConfirmSession,
-    CreateAccount,
-    Device,
-    EndSession,
-    Facts,
-    Limit,
-    Needs,
-    PutChallenge,
-    Recorded,
-    RotateSession,
-    Session,
-    StartSession,
-    UpgradePassword,
-    Verdict,
-    Write,
-)
+from app.records import Facts, Limit, Needs, Notice, Recorded, Verdict, Write
 
 RECLAIM_MS = 15_000  # how long after its deadline a copy of a request can still turn up: reclaim time, with a margin
 RECORD_KEPT_MS = 600_000  # the contract's ten minutes
@@ -80,6 +63,7 @@ class RedisStore:
             "limits": [(*_keys(lim), lim.most, lim.penalty_ms > 0, lim.waits) for lim in needs.limits],
             "email": names.EMAILS + needs.email if needs.email else None,
             "session": names.SESSIONS + needs.session_id if needs.session_id else None,
+            "other": names.SESSIONS + needs.other_session_id if needs.other_session_id else None,
             "challenge": names.CHALLENGES + needs.challenge_id if needs.challenge_id else None,
             "users": names.USERS,
             "emails": names.EMAILS,
@@ -93,16 +77,17 @@ class RedisStore:
         state, now, *found = await self._batch.script(CHECK, [names.done(rid)], pack(ask))
         if state != b"ok":
             return {b"done": State.DONE, b"expired": State.EXPIRED, b"wait": State.WAIT}[state]
-        ahead, refused, user_id, user, session, challenge, devices, sessions, online = found
+        ahead, refused, user_id, user, session, other, challenge, devices, sessions, online = found
         return Facts(
             now=now,
             ahead=ahead,
             needs=needs,
-            account=_account(user_id.decode(), _map(user)),
-            session=_session(needs.session_id or "", _map(session)),
-            challenge=_challenge(needs.challenge_id or "", _map(challenge)),
-            devices=tuple(_device(ref, text) for ref, text in _map(devices).items()),
-            sessions=tuple(s for id, flat in sessions if (s := _session(id.decode(), _map(flat)))),
+            account=account_of(user_id.decode(), text_map(user)),
+            session=session_of(needs.session_id or "", text_map(session)),
+            other_session=session_of(needs.other_session_id or "", text_map(other)),
+            challenge=challenge_of(needs.challenge_id or "", text_map(challenge)),
+            devices=tuple(device_of(ref, text) for ref, text in text_map(devices).items()),
+            sessions=tuple(s for id, found in sessions if (s := session_of(id.decode(), text_map(found)))),
             online=frozenset(id.decode() for id in online),
             refused={needs.limits[n - 1].name: wait for n, wait in refused},
         )
@@ -123,27 +108,26 @@ class RedisStore:
     ) -> Settled:
         """As WorkerBroker.settle says; `delivery` is run in every case but "conflict" and "full"."""
         outcome = settlement.outcome
-        conditions: list[Command] = []
-        commands: list[Command] = []
-        swaps: list[Command] = []
+        writes = Translated()
         for write in outcome.writes:
-            _translate(write, conditions, commands, swaps)
+            writes.add(write)
         if settlement.audit:
-            commands.append(("XADD", names.EVENTS, "MAXLEN", "~", EVENTS_KEPT, "*", *_flat(settlement.audit)))
+            writes.commands.append(_audited(settlement.audit))
         reply = ("k", "reply", "r", settlement.reply.rid, "x", text(settlement.reply.box))
+        mails, mail_conditions = _mails(settlement)
+        limits = [
+            (lim, Verdict.UNJUDGED if lim.name in outcome.uncounted else outcome.verdict) for lim in settlement.limits
+        ]
         plan = {
-            **self._plan(entry.rid, entry.deadline, settlement.limits, outcome.verdict, delivery),
-            "conditions": conditions,
-            "commands": commands,
-            "posts": [(entry.node, reply)],
-            "swaps": swaps,
+            **self._plan(entry.rid, entry.deadline, limits, delivery),
+            "conditions": writes.conditions + mail_conditions,
+            "commands": writes.commands,
+            "posts": [(entry.node, reply), *_direct(settlement)],
+            "swaps": writes.swaps,
             "presence": _presence(settlement),
             "record": _record(settlement.record),
-            "notices": [
-                (names.ONLINE + notice.user_id, " ".join(notice.spare), text(s.body), text(s.mac))
-                for notice, s in settlement.notices
-            ],
-            "mails": _mails(settlement, conditions),
+            "notices": _told(settlement.notices),
+            "mails": mails,
         }
         return await self._settle(entry.rid, plan, patience)
 
@@ -164,16 +148,37 @@ class RedisStore:
         if failure is not None:
             node, word = failure
             posts.append((node, ("k", "failure", "x", text(word.body), "m", text(word.mac))))
-        plan = self._plan(rid, 0, limits, Verdict.UNJUDGED, delivery) | {"posts": posts, "record": _record(record)}
+        unjudged = [(limit, Verdict.UNJUDGED) for limit in limits]
+        plan = self._plan(rid, 0, unjudged, delivery) | {"posts": posts, "record": _record(record)}
         plan["commands"] = [letter] if letter is not None else []
         return await self._settle(rid, plan, 0.0)
+
+    async def apply(
+        self,
+        id: str,
+        writes: Sequence[Write],
+        notices: Sequence[tuple[Notice, Signed]],
+        audit: Mapping[str, str],
+    ) -> str:
+        """What no request asked for: all of it or nothing, once for its id. "settled", "conflict" or "done" before."""
+        translated = Translated()
+        for write in writes:
+            translated.add(write)
+        effects = {
+            "conditions": translated.conditions,
+            "commands": [*translated.commands, _audited(audit)],
+            "swaps": translated.swaps,
+            "notices": _told(notices),
+        }
+        plan = self._plan(id, 0, (), ()) | effects | {"posts": []}
+        return (await self._settle(id, plan, 0.0)).state
 
     async def _settle(self, rid: str, plan: dict[str, Any], patience: float) -> Settled:
         state, _, posts = await self._batch.script(SETTLE, [names.done(rid)], pack(plan), patience=patience)
         return Settled(str(state, "ascii"), msgspec.msgpack.decode(posts, type=list[Post]) if posts else [])
 
     def _plan(
-        self, rid: str, deadline: int, limits: Sequence[Limit], verdict: Verdict, delivery: Sequence[Command]
+        self, rid: str, deadline: int, limits: Sequence[tuple[Limit, Verdict]], delivery: Sequence[Command]
     ) -> dict[str, Any]:
         return {
             "rid": rid,
@@ -189,7 +194,7 @@ class RedisStore:
                     lim.penalty_ms,
                     lim.most_penalty_ms,
                 )
-                for lim in limits
+                for lim, verdict in limits
             ],
             "notices": [],
             "swaps": [],
@@ -206,20 +211,40 @@ class RedisStore:
         }
 
 
-def _mails(settlement: Settlement, conditions: list[Command]) -> list[tuple[Any, ...]]:
-    """Each mail as its limits and what is done if it is sent."""
+def _audited(audit: Mapping[str, str]) -> Command:
+    return ("XADD", names.EVENTS, "MAXLEN", "~", EVENTS_KEPT, "*", *flat(audit))
+
+
+def _told(notices: Iterable[tuple[Notice, Signed]]) -> list[Command]:
+    """What an account's connections are told, wherever they are."""
+    return [
+        (names.ONLINE + notice.user_id, " ".join(notice.spare), text(signed.body), text(signed.mac))
+        for notice, signed in notices
+        if notice.only is None
+    ]
+
+
+def _mails(settlement: Settlement) -> tuple[list[tuple[Any, ...]], list[Command]]:
+    """Each mail as its limits and what is done if it is sent; and what all of it stands on."""
     found = []
+    with_first = Translated()
+    for write in settlement.outcome.if_mailed:
+        with_first.add(write)
     for number, (_, sealed, limits) in enumerate(settlement.mails):
         counters = [(names.limit(lim.name, lim.subject), lim.most, lim.window_ms) for lim in limits]
         entry = ("id", sealed.id, "w", text(sealed.wrapped), "x", text(sealed.box))
-        commands: list[Command] = [("XADD", names.MAIL, "*", *entry)]
-        if number == 0 and settlement.outcome.renewed is not None:
-            challenge = settlement.outcome.renewed.challenge
-            key = names.CHALLENGES + challenge.id
-            conditions.append((challenge.email, "HGET", key, "email"))
-            commands.append(("HSET", key, "code", challenge.code_mac, "code_expires", challenge.code_expires))
-        found.append((counters, commands))
-    return found
+        queued: Command = ("XADD", names.MAIL, "*", *entry)
+        found.append((counters, [queued, *(with_first.commands if number == 0 else ())]))
+    return found, with_first.conditions
+
+
+def _direct(settlement: Settlement) -> list[tuple[str, Command]]:
+    """What a single connection is told, wherever that is."""
+    return [
+        (notice.only[0], ("k", "notice", "x", text(signed.body), "m", text(signed.mac)))
+        for notice, signed in settlement.notices
+        if notice.only is not None
+    ]
 
 
 def _record(record: Record | None) -> tuple[Any, ...] | None:
@@ -232,68 +257,6 @@ def _record(record: Record | None) -> tuple[Any, ...] | None:
 
 def _keys(limit: Limit) -> tuple[str, str]:
     return names.limit(limit.name, limit.subject), names.held(limit.name, limit.subject)
-
-
-# --- writes ------------------------------------------------------------------------------------------------------
-
-
-def _translate(write: Write, conditions: list[Command], commands: list[Command], swaps: list[Command]) -> None:
-    """A write as the conditions it stands on and the commands that make it."""
-    match write:
-        case PutChallenge(challenge):
-            key = names.CHALLENGES + challenge.id
-            commands.append(("HSET", key, *_flat(_challenge_fields(challenge))))
-            commands.append(("PEXPIREAT", key, challenge.expires))
-        case CreateAccount(account, of, device):
-            user = names.USERS + account.id
-            conditions.append(("", "GET", names.EMAILS + account.email))
-            if of is not None:
-                conditions.append((of.user_id, "HGET", names.CHALLENGES + of.id, "user"))
-                commands.append(("DEL", names.CHALLENGES + of.id))
-            commands.append(("SET", names.EMAILS + account.email, account.id))
-            commands.append(("HSET", user, *_flat(_account_fields(account))))
-            commands.append(("HSET", user + names.DEVICES_OF, device.ref, _device_text(device)))
-        case StartSession(session, account, trusted):
-            user, key = names.USERS + account.id, names.SESSIONS + session.id
-            conditions.append((str(account.version), "HGET", user, "version"))
-            ends = rules.session_ends(session)
-            commands.append(("HSET", key, *_flat(_session_fields(session))))
-            commands.append(("PEXPIREAT", key, ends))
-            commands.append(("ZREMRANGEBYSCORE", user + names.SESSIONS_OF, "-inf", session.created))
-            commands.append(("ZADD", user + names.SESSIONS_OF, ends, session.id))
-            if trusted is not None:
-                seen = Device(trusted.ref, trusted.mac, session.device_name, session.created)
-                commands.append(("HSET", user + names.DEVICES_OF, trusted.ref, _device_text(seen)))
-        case RotateSession(session, now):
-            counter = session.counter
-            _while_it_lives(session, conditions)
-            conditions.append((str(counter), "HGET", names.SESSIONS + session.id, "counter"))
-            _see(session, now, commands, ("counter", counter + 1, "rotated", now))
-        case ConfirmSession(session, now):
-            _while_it_lives(session, conditions)
-            _see(session, now, commands)
-        case EndSession(session, reason):
-            # ended twice at once is ended; but a record that has gone must not come back
-            key = names.SESSIONS + session.id
-            conditions.append((session.user_id, "HGET", key, "user"))
-            commands.append(("HSET", key, "ended", reason))
-            commands.append(("ZREM", names.USERS + session.user_id + names.SESSIONS_OF, session.id))
-        case UpgradePassword(user_id, old, new):
-            swaps.append((names.USERS + user_id, "password", old, new))
-
-
-def _while_it_lives(session: Session, conditions: list[Command]) -> None:
-    key = names.SESSIONS + session.id
-    conditions.append((session.user_id, "HGET", key, "user"))
-    conditions.append(("", "HGET", key, "ended"))
-
-
-def _see(session: Session, now: int, commands: list[Command], fields: Command = ()) -> None:
-    key = names.SESSIONS + session.id
-    ends = min(session.created + rules.SESSION_ABSOLUTE_MS, now + rules.SESSION_IDLE_MS)
-    commands.append(("HSET", key, "seen", now, *fields))
-    commands.append(("PEXPIREAT", key, ends))
-    commands.append(("ZADD", names.USERS + session.user_id + names.SESSIONS_OF, ends, session.id))
 
 
 def _presence(settlement: Settlement) -> list[Command]:
@@ -310,114 +273,3 @@ def _presence(settlement: Settlement) -> list[Command]:
         commands.append(("HSET", key, here, outcome.identity.session_id))
         commands.append(("PEXPIRE", key, ONLINE_KEPT_MS))
     return commands
-
-
-# --- records as hashes ----------------------------------------------------------------------------------------------
-
-
-def _map(flat: Sequence[bytes]) -> dict[str, str]:
-    texts = [item.decode() for item in flat]
-    return dict(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _flat(fields: dict[str, Any]) -> list[Any]:
-    return [item for pair in fields.items() for item in pair]
-
-
-def _account_fields(account: Account) -> dict[str, Any]:
-    return {
-        "email": account.email,
-        "password": account.password,
-        "version": account.version,
-        "created": account.created,
-        "status": account.status,
-        "locale": account.locale,
-        "terms": account.terms,
-    }
-
-
-def _account(id: str, fields: dict[str, str]) -> Account | None:
-    if not fields:
-        return None
-    return Account(
-        id=id,
-        email=fields["email"],
-        password=fields["password"],
-        version=int(fields["version"]),
-        created=int(fields["created"]),
-        status="active" if fields["status"] == "active" else "disabled",
-        locale=fields["locale"],
-        terms=fields["terms"],
-    )
-
-
-def _session_fields(session: Session) -> dict[str, Any]:
-    return {
-        "user": session.user_id,
-        "counter": session.counter,
-        "rotated": session.rotated,
-        "created": session.created,
-        "seen": session.seen,
-        "ip": session.ip,
-        "amr": " ".join(session.amr),
-        "device_ref": session.device_ref,
-        "device_name": session.device_name,
-    }
-
-
-def _session(id: str, fields: dict[str, str]) -> Session | None:
-    if not fields:
-        return None
-    return Session(
-        id=id,
-        user_id=fields["user"],
-        counter=int(fields["counter"]),
-        rotated=int(fields["rotated"]),
-        created=int(fields["created"]),
-        seen=int(fields["seen"]),
-        ip=fields["ip"],
-        amr=tuple(fields["amr"].split()),
-        device_ref=fields["device_ref"],
-        device_name=fields["device_name"],
-        ended=fields.get("ended", ""),
-    )
-
-
-def _challenge_fields(challenge: Challenge) -> dict[str, Any]:
-    return {
-        "kind": challenge.kind,
-        "email": challenge.email,
-        "expires": challenge.expires,
-        "code": challenge.code_mac,
-        "code_expires": challenge.code_expires,
-        "user": challenge.user_id,
-        "password": challenge.password,
-        "locale": challenge.locale,
-        "terms": challenge.terms,
-    }
-
-
-def _challenge(id: str, fields: dict[str, str]) -> Challenge | None:
-    if not fields:
-        return None
-    return Challenge(
-        id=id,
-        kind="registration",
-        email=fields["email"],
-        expires=int(fields["expires"]),
-        code_mac=fields["code"],
-        code_expires=int(fields["code_expires"]),
-        user_id=fields["user"],
-        password=fields["password"],
-        locale=fields["locale"],
-        terms=fields["terms"],
-    )
-
-
-def _device_text(device: Device) -> str:
-    return msgspec.json.encode([device.mac, device.name, device.seen]).decode()
-
-
-def _device(ref: str, text: str) -> Device:
-    mac, name, seen = msgspec.json.decode(text, type=tuple[str, str, int])
-    return Device(ref, mac, name, seen)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pwd
 import secrets
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -25,6 +26,7 @@ from adapters.embedded_redis import EmbeddedRedis, running_url
 from adapters.env_file import EnvFile, WatchedEnv
 from adapters.key_files import KeyFiles
 from adapters.outbox import Outbox
+from adapters.redis_accounts import RedisAccounts
 from adapters.redis_link import Link, check_durability
 from adapters.redis_mail import mail_queue
 from adapters.redis_operator import ElsewhereOperator, RedisOperator
@@ -34,13 +36,17 @@ from app.gateway.gateway import Gateway
 from app.gateway.server import create_app, listen, serve
 from app.keys import Ring
 from app.mail.mailer import MailerLoop
+from app.operator.audit import USAGE as AUDIT_USAGE
+from app.operator.audit import Audit
 from app.operator.dead import USAGE as DEAD_USAGE
 from app.operator.dead import Dead
 from app.operator.keys import USAGE as KEYS_USAGE
 from app.operator.keys import keys_command
 from app.operator.status import USAGE as STATUS_USAGE
 from app.operator.status import Status
-from app.operator.words import Misuse
+from app.operator.users import USAGE as USERS_USAGE
+from app.operator.users import Users
+from app.operator.words import Misuse, Undone
 from app.passwords import Hasher
 from app.ports import GatewayBroker, Mailer, Store, Unavailable, WorkerBroker
 from app.reload import Source, keep_fresh
@@ -53,8 +59,12 @@ from app.worker import Worker
 log = logging.getLogger("finthenticate")
 
 EX_USAGE, EX_UNAVAILABLE = 64, 69  # sysexits.h
-INTERRUPTED = 128 + signal.SIGINT  # as a shell says it
-USAGE = f"usage: python -m app [all|gateway|worker|mailer] | {KEYS_USAGE} | {STATUS_USAGE} | {DEAD_USAGE}"
+EX_UNDONE = 1
+INTERRUPTED, UNREAD = 128 + signal.SIGINT, 128 + signal.SIGPIPE  # as a shell says it
+COMMANDS = (KEYS_USAGE, STATUS_USAGE, DEAD_USAGE, AUDIT_USAGE, USERS_USAGE)
+USAGE = f"usage: python -m app [all|gateway|worker|mailer] | {' | '.join(COMMANDS)}"
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -64,9 +74,13 @@ def main(arguments: list[str]) -> int:
             keys_command(more, [KeyFiles(data_dir(_env().read())), _env()])
             return 0
         if role == "status":
-            return _operate(Status.parse(more))
+            return _operate(Status.parse(more), _queue)
         if role == "dead":
-            return _operate(Dead.parse(more))
+            return _operate(Dead.parse(more), _queue)
+        if role == "audit":
+            return _operate(Audit.parse(more), _accounts)
+        if role == "users":
+            return _users(Users.parse(more))
         if more or role not in ("all", *ROLES):
             raise Misuse(USAGE)
         settings = _settings(ROLES if role == "all" else (role,))
@@ -95,14 +109,45 @@ def _env() -> EnvFile:
     return EnvFile(Path(".env"), os.environ)
 
 
-def _operate(command: Status | Dead) -> int:
-    """An operator's command on the queue: without secrets, and on a loop that Ctrl-C ends."""
+class Command(Protocol[T_contra]):
+    """What an operator asks, of what `connect` finds; the exit status."""
+
+    async def run(
+        self, connect: Callable[[], Awaitable[T_contra]], say: Callable[[str], None], *, terminal: bool = False
+    ) -> int: ...
+
+
+def _queue(settings: Settings, link: Link) -> RedisOperator:
+    return ElsewhereOperator(link) if settings.amqp_url else RedisOperator(link)
+
+
+def _accounts(settings: Settings, link: Link) -> RedisAccounts:
+    return RedisAccounts(link)
+
+
+def _users(command: Users) -> int:
+    """Who changes an account signs what gateways are told of it; that is the one secret an operator's command takes."""
+    if not command.changes:
+        return _operate(command, _accounts)
+    settings = _settings(("operator",))
+    return _operate(replace(command, by=_operator(), edge=settings.edge_secret), _accounts)
+
+
+def _operator() -> str:
+    """By the system, not by the environment, which anybody can set."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # as in a container
+        return f"uid {os.getuid()}"
+
+
+def _operate(command: Command[T], of: Callable[[Settings, Link], T]) -> int:
+    """An operator's command, on a loop that Ctrl-C ends."""
     settings = _settings(())
 
-    async def connect() -> RedisOperator:
+    async def connect() -> T:
         try:
-            link = Link(await _redis_url(settings), "operator")
-            return ElsewhereOperator(link) if settings.amqp_url else RedisOperator(link)
+            return of(settings, Link(await _redis_url(settings), "operator"))
         except NoServer as none:
             raise Unavailable(str(none)) from None
 
@@ -111,9 +156,12 @@ def _operate(command: Status | Dead) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(command.run(connect, say, terminal=sys.stdout.isatty()))
     except Unavailable as away:
-        raise NoServer(f"the queue does not answer: {away}") from None
+        raise NoServer(f"the {'queue' if of is _queue else 'store'} does not answer: {away}") from None
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
 
 
 # --- roles -------------------------------------------------------------------------------------------------------
@@ -291,6 +339,8 @@ def _say(fault: Fault) -> int:
     print(f"finthenticate: {fault}", file=sys.stderr)
     if isinstance(fault, Misuse):
         return EX_USAGE
+    if isinstance(fault, Undone):
+        return EX_UNDONE
     return EX_UNAVAILABLE if isinstance(fault, NoServer) else EX_CONFIG
 
 

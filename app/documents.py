@@ -21,16 +21,46 @@ Json = dict[str, Any]
 _NO_TOKEN = (Code.TOKEN_INVALID, Code.TOKEN_EXPIRED, Code.TOKEN_REVOKED)
 _NO_CODE = (Code.INVALID_CODE, Code.CODE_EXPIRED, Code.CHALLENGE_EXPIRED)
 _NO_LOGIN = (Code.INVALID_CREDENTIALS, Code.TOO_MANY_ATTEMPTS, Code.ACCOUNT_DISABLED)
+_NO_PROOF = (Code.INVALID_CREDENTIALS, Code.TOO_MANY_ATTEMPTS)
+_WEAK = (Code.PASSWORD_TOO_SHORT, Code.PASSWORD_COMMON)
 ABOUT: dict[str, tuple[str, tuple[Code, ...]]] = {
-    "register": ("Start a registration: a code is mailed.", (Code.PASSWORD_TOO_SHORT, Code.ADDRESS_TAKEN)),
+    "register": ("Start a registration: a code is mailed.", (*_WEAK, Code.ADDRESS_TAKEN)),
     "confirm_email": ("Confirm the address with the mailed code: the account exists from here on.", _NO_CODE),
     "resend_confirmation": ("Mail a new code. Always answered the same.", ()),
-    "login": ("Start a session with address and password.", _NO_LOGIN),
+    "login": ("Start a session with address and password, or learn what else has to be proved.", _NO_LOGIN),
+    "verify_device": ("Go on with a login on a new device, with the mailed code or once it is approved.", _NO_CODE),
+    "verify_2fa": (
+        "Complete a login with a code of the second factor or a recovery code.",
+        (Code.INVALID_CODE, Code.CHALLENGE_EXPIRED, Code.TOO_MANY_ATTEMPTS),
+    ),
     "refresh": ("Get a session's next tokens. An older token ends the session.", (*_NO_TOKEN, Code.TOKEN_REUSED)),
     "authenticate": ("Make the connection the session's; over HTTP, only see if the token is good.", _NO_TOKEN),
     "logout": ("End the session.", ()),
     "sessions": ("List the account's sessions.", ()),
+    "revoke_session": ("End one of the account's sessions.", (Code.NOT_FOUND,)),
+    "revoke_other_sessions": ("End every session of the account but this one.", ()),
+    "request_password_reset": ("Mail a link that sets a new password. Always answered the same.", ()),
+    "reset_password": (
+        "Set a new password with the mailed link's code; every session ends.",
+        (*_WEAK, Code.INVALID_CODE, Code.CODE_EXPIRED),
+    ),
+    "change_password": ("Set a new password; every other session ends.", (*_WEAK, *_NO_PROOF)),
+    "enroll_2fa": (
+        "Get the seed of a second factor, which its first code turns on.",
+        (*_NO_PROOF, Code.CHALLENGE_EXPIRED),
+    ),
+    "confirm_2fa": (
+        "Turn the second factor on with its first code.",
+        (Code.INVALID_CODE, Code.CHALLENGE_EXPIRED, Code.TOO_MANY_ATTEMPTS),
+    ),
+    "disable_2fa": ("Turn the second factor off.", (*_NO_PROOF, Code.INVALID_CODE)),
+    "new_recovery_codes": ("Get new recovery codes; the old ones are void.", (*_NO_PROOF, Code.INVALID_CODE)),
     "account": ("Show the account.", ()),
+    "forget_device": ("Trust a device no longer.", (Code.NOT_FOUND,)),
+    "approve_login": (
+        "Let a login on a new device in, or refuse it, from a trusted device.",
+        (Code.NOT_FOUND, Code.INVALID_CODE),
+    ),
 }
 ERRORS = [code for code in Code if not any(code in refusals for _, refusals in ABOUT.values())]
 
@@ -51,6 +81,14 @@ _ACCESS = {"accessToken": _ACCESS_TOKEN, "tokenType": "Bearer", "expiresIn": 600
 _SEEN = {"deviceRef": _DEVICE, "deviceName": _LAPTOP, "lastSeenAt": _TIME}
 _LISTED = {**_SESSION, **_SEEN, "ip": _IP, "createdAt": _TIME, "online": True, "current": True}
 _2FA = {"has2fa": False, "recoveryCodesLeft": 0}
+_FACTOR = f"{_CHALLENGE}.{_WHOSE['userId']}"
+_RESET_CODE = f"{_CHALLENGE}.wU0hJRYBb2rLNq3ZzZB0Bh4nC6Z3xOa3mBG8f0Tq3bk"
+_SEED = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"  # RFC 6238, appendix B
+_OTPAUTH = f"otpauth://totp/example.com:{_EMAIL}?secret={_SEED}&issuer=example.com"
+_RECOVERY = [
+    f"{group}-GEZD-GNBV-GY3T"
+    for group in ("ME2A", "ME3Q", "MFRA", "MFRG", "MFTQ", "MFZG", "MJQ2", "MJRA", "MJSQ", "MJWA")
+]
 _LIMITS = {"maxMessageBytes": messages.MAX_MESSAGE_BYTES, "maxInFlight": messages.MAX_IN_FLIGHT}
 _HELLO = {"connectionId": "ntkpQClw3ea7tKbrRJdVxw", "serverTime": _TIME, "protocol": PROTOCOL, **_LIMITS}
 _ANA = {"email": _EMAIL, "password": _PASSWORD}
@@ -67,6 +105,38 @@ EXAMPLES: dict[str, Json] = {
     "token_refreshed": {"data": {**_ACCESS, "refreshToken": _REFRESH_TOKEN, "refreshExpiresIn": 604800}},
     "authenticate": {"request": {"accessToken": _ACCESS_TOKEN}},
     "authenticated": {"data": {**_WHOSE, "expiresIn": 540}},
+    "new_device_detected": {
+        "data": {"challenge": _CHALLENGE, "sentTo": "a***@example.com", "matchNumber": 42, "expiresIn": 600}
+    },
+    "2fa_required": {"data": {"challenge": _FACTOR, "methods": ["totp", "recovery_code"], "expiresIn": 600}},
+    "verify_device": {"request": {"challenge": _CHALLENGE, "code": "22208895", "trust": True}},
+    "device_verified": {"data": {"deviceToken": _DEVICE_TOKEN}},
+    "verify_2fa": {"request": {"challenge": _FACTOR, "code": "287082"}},
+    "2fa_verified": {"data": {}},
+    "revoke_session": {"request": _SESSION},
+    "session_revoked": {"data": {}},
+    "revoke_other_sessions": {"request": {}},
+    "sessions_revoked": {"data": {"count": 2}},
+    "request_password_reset": {"request": {"email": _EMAIL}},
+    "password_reset_requested": {"data": {}},
+    "reset_password": {"request": {"email": _EMAIL, "code": _RESET_CODE, "newPassword": _PASSWORD}},
+    "password_reset": {"data": {}},
+    "change_password": {"request": {"currentPassword": _PASSWORD, "newPassword": "seven brown owls in a boat"}},
+    "password_changed": {"data": {}},
+    "enroll_2fa": {"request": {"password": _PASSWORD}},
+    "2fa_enrollment": {"data": {"secret": _SEED, "otpauthUrl": _OTPAUTH, "qrSvg": "<svg></svg>"}},
+    "confirm_2fa": {"request": {"code": "287082"}},
+    "2fa_enabled": {"data": {"recoveryCodes": _RECOVERY}},
+    "disable_2fa": {"request": {"password": _PASSWORD, "code": "287082"}},
+    "2fa_disabled": {"data": {}},
+    "new_recovery_codes": {"request": {"password": _PASSWORD, "code": "287082"}},
+    "recovery_codes": {"data": {"recoveryCodes": _RECOVERY}},
+    "forget_device": {"request": {"deviceRef": _DEVICE}},
+    "device_forgotten": {"data": {}},
+    "approve_login": {"request": {"loginId": _CHALLENGE, "approve": True, "matchNumber": 42}},
+    "login_decided": {"data": {"approved": True}},
+    "login_attempt": {"data": {"loginId": _CHALLENGE, "deviceName": _LAPTOP, "ip": _IP}},
+    "security_alert": {"data": {"kind": "password_changed"}},
     "logout": {"request": {}},
     "logged_out": {"data": {}},
     "sessions": {"request": {}, "data": {"sessions": [_LISTED]}},
@@ -182,8 +252,7 @@ def openapi(public_url: str) -> Json:
 
 
 def _operation(kind: Kind) -> Json:
-    success = kind.success.event
-    answers = {200: [(success, _ref(kind.success), EXAMPLES[success]["data"])]}
+    answers = {200: [(each.event, _ref(each), EXAMPLES[each.event]["data"]) for each in kind.answers]}
     for status, codes in _by_status(ABOUT[kind.event][1]).items():
         answers[status] = [(str(kind.refused), _refused(codes), refusal_example(codes[-1]))]
     errors = _errors()
@@ -193,6 +262,8 @@ def _operation(kind: Kind) -> Json:
     responses = {str(status): {"$ref": f"#/components/responses/error_{status}"} for status in errors}
     for status, variants in answers.items():
         responses[str(status)] = _answer(status, *variants, *([errors[status]] if status in errors else []))
+    if kind.progress:
+        _add_progress(responses["200"], kind)
     key = {"name": "Idempotency-Key", "in": "header", "schema": ENVELOPE["key"]["anyOf"][0]}
     content = {JSON: {"schema": _ref(kind.data), "example": EXAMPLES[kind.event]["request"]}}
     return {
@@ -203,6 +274,14 @@ def _operation(kind: Kind) -> Json:
         "requestBody": {"required": bool(kind.data.__struct_fields__), "content": content},
         "responses": dict(sorted(responses.items())),
     }
+
+
+def _add_progress(answer: Any, kind: Kind) -> None:
+    """What came before the terminal event stands beside it."""
+    schema: Json = answer["content"][JSON]["schema"]
+    told = [_object({"event": {"const": each.event}, "data": _ref(each)}) for each in kind.progress]
+    for variant in schema.get("oneOf", [schema]):
+        variant["properties"]["progress"] = {"type": "array", "items": told[0] if len(told) == 1 else {"oneOf": told}}
 
 
 def _add_cookie(paths: Json, schemas: Json, origin: str) -> None:
@@ -264,8 +343,8 @@ SOCKET_ABOUT = (
     "exactly one terminal event, or the connection closes. An `Origin` has to be one that the deployment allows."
 )
 PROGRESS = "queued"
-TERMINAL = {event for kind in KINDS.values() for event in (kind.success.event, kind.refused)} | {"error"}
-PUSHES = [event for event in EVENTS if event not in TERMINAL and event != PROGRESS]
+PUSHES = [push.event for push in messages.PUSHES]
+ANSWERS_AND_PUSHES = {kind.success.event for kind in KINDS.values()} & set(PUSHES)
 CHANNEL: Json = {"$ref": "#/channels/ws"}
 
 
@@ -294,16 +373,22 @@ def asyncapi(public_url: str) -> Json:
 
 
 def _asking(kind: Kind) -> Json:
-    answers = [event for event in (PROGRESS, kind.success.event, kind.refused, "error") if event]
+    told = [PROGRESS, *(each.event for each in kind.progress)]
+    answers = [*told, *(each.event for each in kind.answers), *([kind.refused] if kind.refused else []), "error"]
     session = " Needs an authenticated connection." if kind.needs_session else ""
     return {
         "action": "receive",
         "channel": CHANNEL,
         "summary": ABOUT[kind.event][0] + session,
-        "description": f"Answered by `{PROGRESS}` any number of times, then by exactly one of the others.",
+        "description": f"Answered by {_listed(told)}, then by exactly one of the others.",
         "messages": _named(f"{kind.event}_request"),
         "reply": {"channel": CHANNEL, "messages": _named(*answers)},
     }
+
+
+def _listed(told: list[str]) -> str:
+    queued, *others = (f"`{event}`" for event in told)
+    return " and ".join([f"{queued} any number of times", *(f"{event} once" for event in others)])
 
 
 def _named(*names: str) -> list[Json]:
@@ -325,6 +410,8 @@ def _event_message(event: str) -> Json:
         data, example = _refused(codes), refusal_example(codes[-1])
     else:
         data, example = _ref(EVENTS[event]), EXAMPLES[event]["data"]
+    if event in ANSWERS_AND_PUSHES:  # with an id to who asked, without one as a push
+        return _message(_object({"event": name, "id": id, "data": data}, "id"), {"event": event, "data": example})
     if event in PUSHES:
         return _message(_object({"event": name, "data": data}), {"event": event, "data": example})
     if event == "error":  # of a frame with no usable id

@@ -80,6 +80,7 @@ class OpenedReply:
     identity: Identity | None = None
     forget: bool = False
     even: bool = False
+    progress: tuple[tuple[str, bytes], ...] = field(default=(), repr=False)  # events and their JSON, to be told before
 
 
 # A worker's word to the gateway, never to a client: nothing is recorded that may be given again; admit it anew.
@@ -93,11 +94,13 @@ class _ReplyBody(Struct, frozen=True):
     identity: Identity | None = None
     forget: bool = False
     even: bool = False
+    progress: tuple[tuple[str, msgspec.Raw], ...] = ()
 
 
 def reply_of(outcome: Outcome) -> OpenedReply:
     data = encode_data(outcome.data)
-    return OpenedReply(outcome.event, data, outcome.code, outcome.identity, outcome.forget, outcome.even)
+    progress = tuple((reply.event, encode_data(reply)) for reply in outcome.progress)
+    return OpenedReply(outcome.event, data, outcome.code, outcome.identity, outcome.forget, outcome.even, progress)
 
 
 def pack_reply(envelope: Envelope, rid: str, reply: OpenedReply) -> Sealed:
@@ -110,8 +113,8 @@ def open_reply(envelope: Envelope, reply: Sealed) -> OpenedReply:
 
 
 def _reply_text(reply: OpenedReply) -> bytes:
-    data = msgspec.Raw(reply.data)
-    body = _ReplyBody(reply.event, data, reply.code, reply.identity, reply.forget, reply.even)
+    data, progress = msgspec.Raw(reply.data), tuple((event, msgspec.Raw(text)) for event, text in reply.progress)
+    body = _ReplyBody(reply.event, data, reply.code, reply.identity, reply.forget, reply.even, progress)
     return msgspec.json.encode(body)
 
 
@@ -120,7 +123,8 @@ def _read_reply(text: bytes) -> OpenedReply:
         body = msgspec.json.decode(text, type=_ReplyBody)
     except msgspec.MsgspecError as error:
         raise Unreadable(f"not a reply: {error}") from None
-    return OpenedReply(body.event, bytes(body.data), body.code, body.identity, body.forget, body.even)
+    progress = tuple((event, bytes(text)) for event, text in body.progress)
+    return OpenedReply(body.event, bytes(body.data), body.code, body.identity, body.forget, body.even, progress)
 
 
 # --- outcomes kept for a request that is sent again: worker → any worker --------------------------------------------
@@ -128,19 +132,24 @@ def _read_reply(text: bytes) -> OpenedReply:
 
 @dataclass(frozen=True)
 class OpenedRecord:
-    """`session_id`: the session the outcome speaks for; it is given again only while that lives."""
+    """`session_id`: the session the outcome speaks for; it is given again only while that lives.
+
+    `challenge_id`: the challenge it asks to be answered, which who gets it again may answer too.
+    """
 
     reply: OpenedReply
     session_id: str
+    challenge_id: str
 
 
 class _RecordBody(Struct, frozen=True):
     reply: msgspec.Raw
     session_id: str
+    challenge_id: str = ""
 
 
-def pack_record(secret: Secrets, same: str, reply: OpenedReply, session_id: str) -> bytes:
-    body = _RecordBody(msgspec.Raw(_reply_text(reply)), session_id)
+def pack_record(secret: Secrets, same: str, reply: OpenedReply, session_id: str, challenge_id: str = "") -> bytes:
+    body = _RecordBody(msgspec.Raw(_reply_text(reply)), session_id, challenge_id)
     return secret.current.kid.encode() + b"." + seal_kept(secret.current, msgspec.json.encode(body), same.encode())
 
 
@@ -154,7 +163,7 @@ def open_record(secret: Secrets, same: str, box: bytes) -> OpenedRecord:
         body = msgspec.json.decode(open_kept(kept_under, sealed, same.encode()), type=_RecordBody)
     except msgspec.MsgspecError as error:
         raise Unreadable(f"not an outcome: {error}") from None
-    return OpenedRecord(_read_reply(bytes(body.reply)), body.session_id)
+    return OpenedRecord(_read_reply(bytes(body.reply)), body.session_id, body.challenge_id)
 
 
 # --- pushes and failures: signed, nothing secret in them ------------------------------------------------------------
@@ -168,7 +177,8 @@ class OpenedNotice:
     data: bytes
     spare: tuple[str, str]
     close: bool
-    only: str = ""
+    devices: tuple[str, ...] | None
+    only: tuple[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -201,7 +211,8 @@ class _NoticeBody(Struct, frozen=True, tag="notice"):
     data: msgspec.Raw
     spare: tuple[str, str]
     close: bool
-    only: str = ""
+    devices: tuple[str, ...] | None = None
+    only: tuple[str, str] | None = None
 
 
 class _FailureBody(Struct, frozen=True, tag="failure"):
@@ -213,7 +224,7 @@ def sign_notice(edge: Secrets, notice: Notice) -> Signed:
     event: Reply = notice.event
     data = msgspec.Raw(encode_data(event))
     about = (notice.user_id, notice.session_id, event.event, data)
-    return _sign(edge, _NoticeBody(*about, notice.spare, notice.close, notice.only))
+    return _sign(edge, _NoticeBody(*about, notice.spare, notice.close, notice.devices, notice.only))
 
 
 def sign_failure(edge: Secrets, rid: str, code: Code) -> Signed:
@@ -239,7 +250,7 @@ def open_signed(edge: Secrets, signed: Signed) -> OpenedNotice | OpenedFailure |
     if isinstance(body, _WordBody):
         return OpenedWord(body.same, body.code, body.retry_after_ms)
     about = (body.user_id, body.session_id, body.event, bytes(body.data))
-    return OpenedNotice(*about, body.spare, body.close, body.only)
+    return OpenedNotice(*about, body.spare, body.close, body.devices, body.only)
 
 
 def _sign(edge: Secrets, body: _NoticeBody | _FailureBody | _WordBody) -> Signed:

@@ -53,6 +53,8 @@ class Code(StrEnum):
     CODE_EXPIRED = "code_expired"
     CHALLENGE_EXPIRED = "challenge_expired"
     PASSWORD_TOO_SHORT = "password_too_short"
+    PASSWORD_COMMON = "password_common"
+    NOT_FOUND = "not_found"
     TOKEN_REUSED = "token_reused"
     TOKEN_EXPIRED = "token_expired"
     TOKEN_REVOKED = "token_revoked"
@@ -91,6 +93,8 @@ TEXTS = {
     Code.CODE_EXPIRED: "The code is too old; ask for a new one.",
     Code.CHALLENGE_EXPIRED: "This step is over; start again.",
     Code.PASSWORD_TOO_SHORT: "The password is too short.",
+    Code.PASSWORD_COMMON: "The password is one of those that are tried first.",
+    Code.NOT_FOUND: "The account has no such thing.",
     Code.TOKEN_REUSED: "The token was used before; its session has been ended.",
     Code.TOKEN_EXPIRED: "The token has expired.",
     Code.TOKEN_REVOKED: "The session of this token has been ended.",
@@ -102,6 +106,8 @@ STATUSES = {
     Code.BAD_JSON: 400,
     Code.BAD_REQUEST: 400,
     Code.PASSWORD_TOO_SHORT: 400,
+    Code.PASSWORD_COMMON: 400,
+    Code.NOT_FOUND: 404,
     Code.UNKNOWN_EVENT: 404,
     Code.DUPLICATE_ID: 400,  # cannot be met over HTTP
     Code.TOO_MANY_IN_FLIGHT: 429,
@@ -133,7 +139,8 @@ AccessToken = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[A-Z
 DeviceToken = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]*" + _END)]
 DeviceName = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*" + _END)]
 Locale = Annotated[str, Meta(min_length=2, max_length=35, pattern=r"^[A-Za-z0-9-]*" + _END)]
-MailedCode = Annotated[str, Meta(min_length=1, max_length=64)]
+OneTimeCode = Annotated[str, Meta(min_length=1, max_length=64)]
+MatchNumber = Annotated[int, Meta(ge=0, le=99)]
 
 # WHATWG HTML, "valid e-mail address": what browsers' own address fields accept.
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -150,15 +157,19 @@ def canonical_email(raw: str) -> str:
     return lowered
 
 
+PASSWORDS = {"password": "password", "current_password": "currentPassword", "new_password": "newPassword"}
+
+
 class Request(Struct, frozen=True, forbid_unknown_fields=True, rename="camel", omit_defaults=True):
     """Base of every request's data. Its repr never shows a field: many are secrets."""
 
     def __post_init__(self) -> None:
         if isinstance(email := getattr(self, "email", None), str):
             msgspec.structs.force_setattr(self, "email", canonical_email(email))
-        if isinstance(password := getattr(self, "password", None), str):
-            # NFKC and nothing else (NIST SP 800-63B): never cut, and bounded as it was sent
-            msgspec.structs.force_setattr(self, "password", unicodedata.normalize("NFKC", password))
+        for name in PASSWORDS:
+            if isinstance(password := getattr(self, name, None), str):
+                # NFKC and nothing else (NIST SP 800-63B): never cut, and bounded as it was sent
+                msgspec.structs.force_setattr(self, name, unicodedata.normalize("NFKC", password))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
@@ -173,7 +184,7 @@ class Register(Request, frozen=True):
 
 class ConfirmEmail(Request, frozen=True):
     challenge: Opaque
-    code: MailedCode
+    code: OneTimeCode
 
 
 class ResendConfirmation(Request, frozen=True):
@@ -205,6 +216,89 @@ class Sessions(Request, frozen=True):
 
 class Account(Request, frozen=True):
     pass
+
+
+class VerifyDevice(Request, frozen=True):
+    """Without a code once another device has approved it."""
+
+    challenge: Opaque
+    code: OneTimeCode | None = None
+    trust: bool = True
+
+
+class _SecondFactor(Request, frozen=True, kw_only=True):
+    """Either of the two, not both."""
+
+    code: OneTimeCode | None = None
+    recovery_code: OneTimeCode | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.code is None) is (self.recovery_code is None):
+            raise ValueError("`$.code` or `$.recoveryCode` is needed, and not both")
+
+
+class Verify2fa(_SecondFactor, frozen=True, kw_only=True):
+    challenge: Opaque
+
+
+class RevokeSession(Request, frozen=True):
+    session_id: Opaque
+
+
+class RevokeOtherSessions(Request, frozen=True):
+    pass
+
+
+class RequestPasswordReset(Request, frozen=True):
+    email: str
+
+
+class ResetPassword(Request, frozen=True):
+    """`code` as the mailed link has it."""
+
+    email: str
+    code: Opaque
+    new_password: str
+
+
+class ChangePassword(Request, frozen=True):
+    current_password: str
+    new_password: str
+
+
+class Enroll2fa(Request, frozen=True):
+    password: str
+
+
+class Confirm2fa(Request, frozen=True):
+    code: OneTimeCode
+
+
+class Disable2fa(_SecondFactor, frozen=True, kw_only=True):
+    password: str
+
+
+class NewRecoveryCodes(Request, frozen=True):
+    password: str
+    code: OneTimeCode
+
+
+class ForgetDevice(Request, frozen=True):
+    device_ref: Opaque
+
+
+class ApproveLogin(Request, frozen=True):
+    """`match_number` as the new device shows it; who refuses need not know it."""
+
+    login_id: Opaque
+    approve: bool
+    match_number: MatchNumber | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.approve and self.match_number is None:
+            raise ValueError("`$.matchNumber` is needed")
 
 
 # --- what the server sends ----------------------------------------------------------------------------------
@@ -271,6 +365,32 @@ class TokenRefreshed(Tokens, frozen=True):
     event: ClassVar[str] = "token_refreshed"
 
 
+class NewDeviceDetected(Reply, frozen=True):
+    """The password was right; `match_number` is to be shown, for who approves the login on another device."""
+
+    event: ClassVar[str] = "new_device_detected"
+    challenge: str
+    sent_to: str
+    match_number: int
+    expires_in: int
+
+
+class SecondFactorRequired(Reply, frozen=True):
+    event: ClassVar[str] = "2fa_required"
+    challenge: str
+    methods: tuple[str, ...]
+    expires_in: int
+
+
+class DeviceVerified(Reply, frozen=True):
+    event: ClassVar[str] = "device_verified"
+    device_token: str | None = None
+
+
+class SecondFactorVerified(Reply, frozen=True):
+    event: ClassVar[str] = "2fa_verified"
+
+
 class Authenticated(Reply, frozen=True):
     event: ClassVar[str] = "authenticated"
     user_id: str
@@ -314,6 +434,61 @@ class AccountData(Reply, frozen=True):
     created_at: str
 
 
+class SessionRevoked(Reply, frozen=True):
+    event: ClassVar[str] = "session_revoked"
+
+
+class SessionsRevoked(Reply, frozen=True):
+    event: ClassVar[str] = "sessions_revoked"
+    count: int
+
+
+class PasswordResetRequested(Reply, frozen=True):
+    event: ClassVar[str] = "password_reset_requested"
+
+
+class PasswordReset(Reply, frozen=True):
+    event: ClassVar[str] = "password_reset"
+
+
+class PasswordChanged(Reply, frozen=True):
+    event: ClassVar[str] = "password_changed"
+
+
+class Enrollment(Reply, frozen=True):
+    """A second factor to be: `secret` in base32, `qr_svg` the QR code of `otpauth_url`."""
+
+    event: ClassVar[str] = "2fa_enrollment"
+    secret: str
+    otpauth_url: str
+    qr_svg: str
+
+
+class SecondFactorEnabled(Reply, frozen=True):
+    event: ClassVar[str] = "2fa_enabled"
+    recovery_codes: tuple[str, ...]
+
+
+class SecondFactorDisabled(Reply, frozen=True):
+    event: ClassVar[str] = "2fa_disabled"
+
+
+class RecoveryCodes(Reply, frozen=True):
+    event: ClassVar[str] = "recovery_codes"
+    recovery_codes: tuple[str, ...]
+
+
+class DeviceForgotten(Reply, frozen=True):
+    event: ClassVar[str] = "device_forgotten"
+
+
+class LoginDecided(Reply, frozen=True):
+    """To who decided, and as a push to who waits."""
+
+    event: ClassVar[str] = "login_decided"
+    approved: bool
+
+
 class Refusal(Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True):
     """Data of `error` and of every refusal event."""
 
@@ -335,6 +510,18 @@ class SessionEnded(Reply, frozen=True):
     event: ClassVar[str] = "session_ended"
     session_id: str
     reason: str
+
+
+class LoginAttempt(Reply, frozen=True):
+    event: ClassVar[str] = "login_attempt"
+    login_id: str
+    device_name: str | None
+    ip: str
+
+
+class SecurityAlert(Reply, frozen=True):
+    event: ClassVar[str] = "security_alert"
+    kind: str
 
 
 Mailed = Literal[
@@ -377,28 +564,73 @@ class Kind:
     success: type[Reply]
     refused: str | None = None  # the refusal's event, where evaluating can end in one
     needs_session: bool = False
+    steps: tuple[type[Reply], ...] = ()  # other terminal events: what is still to be done
+    progress: tuple[type[Reply], ...] = ()  # told before the terminal event, besides `queued`
 
+    @property
+    def answers(self) -> tuple[type[Reply], ...]:
+        """Every terminal event that is neither a refusal nor an error."""
+        return (self.success, *self.steps)
+
+
+_FAST, _HASH = Lane.FAST, Lane.HASH
+_NO_2FA = "2fa_verification_failed"
+_TO_DO = (NewDeviceDetected, SecondFactorRequired)
 
 KINDS: dict[str, Kind] = {
     kind.event: kind
     for kind in (
-        Kind("register", Register, Lane.HASH, RegisterAccepted, "register_failed"),
-        Kind("confirm_email", ConfirmEmail, Lane.FAST, EmailConfirmed, "email_confirmation_failed"),
-        Kind("resend_confirmation", ResendConfirmation, Lane.FAST, ConfirmationSent),
-        Kind("login", Login, Lane.HASH, LoginSuccess, "login_failure"),
-        Kind("refresh", Refresh, Lane.FAST, TokenRefreshed, "refresh_failed"),
-        Kind("authenticate", Authenticate, Lane.FAST, Authenticated, "authentication_failed"),
-        Kind("logout", Logout, Lane.FAST, LoggedOut, needs_session=True),
-        Kind("sessions", Sessions, Lane.FAST, SessionList, needs_session=True),
-        Kind("account", Account, Lane.FAST, AccountData, needs_session=True),
+        Kind("register", Register, _HASH, RegisterAccepted, "register_failed"),
+        Kind("confirm_email", ConfirmEmail, _FAST, EmailConfirmed, "email_confirmation_failed"),
+        Kind("resend_confirmation", ResendConfirmation, _FAST, ConfirmationSent),
+        Kind("login", Login, _HASH, LoginSuccess, "login_failure", steps=_TO_DO),
+        Kind(
+            "verify_device",
+            VerifyDevice,
+            _FAST,
+            LoginSuccess,
+            "device_verification_failed",
+            steps=(SecondFactorRequired,),
+            progress=(DeviceVerified,),
+        ),
+        Kind("verify_2fa", Verify2fa, _FAST, LoginSuccess, _NO_2FA, progress=(SecondFactorVerified,)),
+        Kind("refresh", Refresh, _FAST, TokenRefreshed, "refresh_failed"),
+        Kind("authenticate", Authenticate, _FAST, Authenticated, "authentication_failed"),
+        Kind("logout", Logout, _FAST, LoggedOut, needs_session=True),
+        Kind("sessions", Sessions, _FAST, SessionList, needs_session=True),
+        Kind("revoke_session", RevokeSession, _FAST, SessionRevoked, "session_not_found", needs_session=True),
+        Kind("revoke_other_sessions", RevokeOtherSessions, _FAST, SessionsRevoked, needs_session=True),
+        Kind("request_password_reset", RequestPasswordReset, _FAST, PasswordResetRequested),
+        Kind("reset_password", ResetPassword, _HASH, PasswordReset, "password_reset_failed"),
+        Kind("change_password", ChangePassword, _HASH, PasswordChanged, "password_change_failed", needs_session=True),
+        Kind("enroll_2fa", Enroll2fa, _HASH, Enrollment, "2fa_enrollment_failed", needs_session=True),
+        Kind("confirm_2fa", Confirm2fa, _FAST, SecondFactorEnabled, _NO_2FA, needs_session=True),
+        Kind("disable_2fa", Disable2fa, _HASH, SecondFactorDisabled, _NO_2FA, needs_session=True),
+        Kind("new_recovery_codes", NewRecoveryCodes, _HASH, RecoveryCodes, _NO_2FA, needs_session=True),
+        Kind("account", Account, _FAST, AccountData, needs_session=True),
+        Kind("forget_device", ForgetDevice, _FAST, DeviceForgotten, "device_not_found", needs_session=True),
+        Kind("approve_login", ApproveLogin, _FAST, LoginDecided, "approval_failed", needs_session=True),
     )
 }
 
+# What nobody asked for: without an id. `login_decided` is an answer too.
+PUSHES: tuple[type[Reply], ...] = (
+    Connected,
+    SessionStarted,
+    SessionEnded,
+    LoginAttempt,
+    LoginDecided,
+    MailStatus,
+    SecurityAlert,
+    Draining,
+)
+
 # Every event a client can receive, with the type of its data.
 EVENTS: dict[str, type[Struct]] = {
-    **{kind.success.event: kind.success for kind in KINDS.values()},
+    **{reply.event: reply for kind in KINDS.values() for reply in (*kind.answers, *kind.progress)},
     **{kind.refused: Refusal for kind in KINDS.values() if kind.refused},
-    **{reply.event: reply for reply in (Connected, Queued, SessionStarted, SessionEnded, MailStatus, Draining)},
+    Queued.event: Queued,
+    **{reply.event: reply for reply in PUSHES},
     "error": Refusal,
 }
 
@@ -464,9 +696,10 @@ def typed(
     kind = KINDS.get(event)
     if kind is None:
         raise BadFrame(Code.UNKNOWN_EVENT, id)
-    raw = data.get("password") if isinstance(data, dict) else None
-    if isinstance(raw, str) and len(raw.encode()) > MAX_PASSWORD_BYTES:  # as sent: NFKC can make it longer
-        raise BadFrame(Code.BAD_REQUEST, id, "password")
+    for name in PASSWORDS.values():
+        raw = data.get(name) if isinstance(data, dict) else None
+        if isinstance(raw, str) and len(raw.encode()) > MAX_PASSWORD_BYTES:  # as sent: NFKC can make it longer
+            raise BadFrame(Code.BAD_REQUEST, id, name)
     try:
         return Frame(id or "", kind, msgspec.convert(data, kind.data), key, timeout_ms)
     except msgspec.ValidationError as error:
@@ -508,6 +741,12 @@ def field_of(error: msgspec.ValidationError) -> str | None:
 def canonical(data: Request) -> bytes:
     """The same bytes for the same request data, however a client wrote it."""
     return orjson.dumps(msgspec.to_builtins(data), option=orjson.OPT_SORT_KEYS)
+
+
+def code_of(data: bytes) -> str | None:
+    """The code in the data of a terminal event; None for a success."""
+    value = orjson.loads(data)
+    return value.get("code") if isinstance(value, dict) else None
 
 
 def encode(event: str, id: str | None, data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Passwords: a keyed pepper, then Argon2id (RFC 9106).
+"""Passwords: which are taken; a keyed pepper, then Argon2id (RFC 9106).
 
 A stored record is `PEPPER_ID:PHC-STRING`. The pepper is an HMAC over the account's id and the password, so a stolen
 store verifies nothing without it, and a record copied to another account verifies nothing at all.
@@ -7,11 +7,14 @@ store verifies nothing without it, and a record copied to another account verifi
 from __future__ import annotations
 
 import hmac
+import re
 import secrets
 
 import argon2
 from argon2.exceptions import VerificationError, VerifyMismatchError
+from zxcvbn import zxcvbn
 
+from app.messages import Code
 from app.settings import ARGON2_CEILING, Argon2, Secret, Secrets
 
 # The account id of nobody: unknown addresses verify against a record made for it.
@@ -63,27 +66,50 @@ class Hasher:
 class PasswordCheck:
     """The hashing of one request. What was computed in one round of deciding is not computed again in the next."""
 
-    def __init__(self, hasher: Hasher, password: str) -> None:
-        self._hasher, self._password = hasher, password
-        self._verified: dict[tuple[str, str], bool] = {}
-        self._hashed: dict[str, str] = {}
+    def __init__(self, hasher: Hasher) -> None:
+        self._hasher = hasher
+        self._verified: dict[tuple[str, str, str], bool] = {}
+        self._hashed: dict[tuple[str, str], str] = {}
 
-    def verify(self, record: str | None, user_id: str) -> bool:
+    def verify(self, record: str | None, user_id: str, password: str) -> bool:
         """Exactly one evaluation, for an unknown account too (`record` None)."""
         if record is None:
             record, user_id = self._hasher.decoy, NOBODY
-        key = (record, user_id)
+        key = (record, user_id, password)
         if key not in self._verified:
-            self._verified[key] = self._hasher.verify(record, user_id, self._password)
+            self._verified[key] = self._hasher.verify(record, user_id, password)
         return self._verified[key]
 
-    def hash(self, user_id: str) -> str:
-        if user_id not in self._hashed:
-            self._hashed[user_id] = self._hasher.hash(user_id, self._password)
-        return self._hashed[user_id]
+    def hash(self, user_id: str, password: str) -> str:
+        key = (user_id, password)
+        if key not in self._hashed:
+            self._hashed[key] = self._hasher.hash(user_id, password)
+        return self._hashed[key]
 
     def outdated(self, record: str) -> bool:
         return self._hasher.outdated(record)
+
+
+# --- which passwords are taken -------------------------------------------------------------------------------------
+
+GUESSES = 1e8  # zxcvbn's bound for what withstands guessing over a network
+ESTIMATED = 72  # characters that zxcvbn looks at
+
+
+def weakness(password: str, least: int, email: str, service: str) -> Code | None:
+    """Why a new password is not taken (NIST SP 800-63B 3.1.1.2): its length in code points, or that it would be among
+    the first that are tried: common ones, patterns, what belongs to this address or this service.
+    """
+    if len(password) < least:
+        return Code.PASSWORD_TOO_SHORT
+    words = {word for word in re.split(r"[^a-z0-9]+", f"{email} {service}".lower()) if len(word) > 3}
+    rest = password.lower()
+    for word in sorted({email, *words}, key=len, reverse=True):
+        rest = rest.replace(word, "")
+    own = [email, *words]
+    if len(rest) < min(8, least) or zxcvbn(password[:ESTIMATED], user_inputs=own)["guesses"] < GUESSES:
+        return Code.PASSWORD_COMMON
+    return None
 
 
 def _peppered(pepper: Secret, user_id: str, password: str) -> bytes:

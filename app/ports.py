@@ -7,7 +7,20 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from app.messages import Lane
-from app.records import Facts, Identity, Limit, Mail, Needs, Notice, Outcome, Recorded
+from app.records import (
+    Account,
+    Device,
+    Facts,
+    Identity,
+    Limit,
+    Mail,
+    Needs,
+    Notice,
+    Outcome,
+    Recorded,
+    Session,
+    Write,
+)
 
 
 class Unavailable(Exception):
@@ -219,6 +232,28 @@ class Overview:
     dead: int
     newest: Letter | None  # of the dead
     ahead: int = 0  # ms that the store's clock is ahead of the server's own
+
+
+# --- what an operator sees of accounts ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AccountSeen:
+    """An account as it is kept. `sessions`: all that live; `online`: ids of sessions that have a connection."""
+
+    account: Account
+    devices: tuple[Device, ...] = ()
+    sessions: tuple[Session, ...] = ()
+    online: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Event:
+    """One outcome in the audit. No field is secret, but anybody may have chosen what some of them say."""
+
+    id: str
+    at: int  # ms since 1970
+    fields: Mapping[str, str]
 
 
 class State:
@@ -436,6 +471,34 @@ class Operator(Protocol):
 
     async def drop(self, ids: Sequence[str]) -> Sequence[bool]:
         """Of each letter, in the order asked: whether it was there. It is gone for good."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Accounts(Protocol):
+    """What an operator asks of accounts, and of the audit. Every method raises Unavailable when the store is away."""
+
+    async def find(self, who: str) -> AccountSeen | None:
+        """By e-mail address, in any case, or by user id."""
+        ...
+
+    async def apply(
+        self,
+        id: str,
+        writes: Sequence[Write],
+        notices: Sequence[tuple[Notice, Signed]],
+        audit: Mapping[str, str],
+    ) -> bool:
+        """All of it, once for its id, or nothing: False, what a write stands on has changed."""
+        ...
+
+    async def events(self, most: int, user_id: str | None) -> tuple[Sequence[Event], str]:
+        """The newest of the audit, of one user or of all, oldest first; and its end, whoever that was about."""
+        ...
+
+    async def events_after(self, end: str) -> Sequence[Event]:
+        """What came after that end, in order, as soon as there is something; nothing after some seconds without."""
         ...
 
     async def close(self) -> None: ...

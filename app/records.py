@@ -25,6 +25,16 @@ class Account:
     status: Literal["active", "disabled"] = "active"
     locale: str = ""
     terms: str = ""
+    totp: str = field(default="", repr=False)  # the sealed seed of its second factor, "" where it has none
+    totp_step: int = 0  # the last step that was used: each once (RFC 6238 section 5.2)
+    recovery: str = field(default="", repr=False)  # HMACs of the recovery codes that are left, separated by spaces
+    enrolling: str = field(default="", repr=False)  # Enrolling.text: a second factor that is not confirmed yet
+    reset: str = ""  # the challenge of the newest reset mail; older ones are void
+    attempt: str = ""  # Attempt.text: a login that waits to be let in
+
+    @property
+    def has2fa(self) -> bool:
+        return bool(self.totp)
 
 
 @dataclass(frozen=True)
@@ -54,18 +64,72 @@ class Session:
 
 @dataclass(frozen=True)
 class Challenge:
-    """One step that waits for a mailed code, and what it is bound to. A decoy has no code and matches nothing."""
+    """One step that waits for its proof, and what it is bound to. A decoy has no code and matches nothing.
+
+    `bound`: the connections that may answer it, separated by spaces; "": whoever holds its id, which is secret.
+    """
 
     id: str
-    kind: Literal["registration"]
+    kind: Literal["registration", "device", "second_factor", "reset"]
     email: str
     expires: int
-    code_mac: str = field(repr=False)
-    code_expires: int
+    code_mac: str = field(default="", repr=False)
+    code_expires: int = 0
     user_id: str = ""
+    bound: str = ""
     password: str = field(default="", repr=False)
     locale: str = ""
     terms: str = ""
+    device_ref: str = ""  # the trusted device of a login that waits for its second factor
+    device_name: str = ""
+    decided: str = ""  # "approved" or "refused" by who was asked on another device
+    noticed: bool = False  # the account has been mailed about this device
+
+    def may_be_answered_by(self, connection: str) -> bool:
+        return not self.bound or connection in self.bound.split()
+
+
+@dataclass(frozen=True)
+class Enrolling:
+    """The seed of a second factor until its first code is seen, sealed."""
+
+    expires: int
+    seed: str = field(repr=False)
+
+    @property
+    def text(self) -> str:
+        return f"{self.expires} {self.seed}"
+
+    @classmethod
+    def read(cls, text: str) -> Enrolling | None:
+        expires, _, seed = text.partition(" ")
+        return cls(int(expires), seed) if seed else None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A login on a new device that another device may let in; one at a time for each account.
+
+    `number` is what the new device shows; `node` and `connection` are where it waits.
+    """
+
+    id: str
+    challenge: str
+    number: int
+    expires: int
+    node: str
+    connection: str
+
+    @property
+    def text(self) -> str:
+        return " ".join((self.id, self.challenge, str(self.number), str(self.expires), self.node, self.connection))
+
+    @classmethod
+    def read(cls, text: str) -> Attempt | None:
+        if not text:
+            return None
+        id, challenge, number, expires, node, connection = text.split(" ")
+        return cls(id, challenge, int(number), int(expires), node, connection)
 
 
 # --- what a request needs, and what was found ---------------------------------------------------------------
@@ -104,6 +168,7 @@ class Needs:
 
     email: str | None = None
     session_id: str | None = None
+    other_session_id: str | None = None
     challenge_id: str | None = None
     devices: bool = False
     sessions: bool = False  # all that live
@@ -124,6 +189,7 @@ class Facts:
     ahead: int = 0
     account: Account | None = None
     session: Session | None = None
+    other_session: Session | None = None
     challenge: Challenge | None = None
     devices: tuple[Device, ...] = ()
     sessions: tuple[Session, ...] = ()
@@ -142,6 +208,8 @@ class Identity:
 
     user_id: str
     session_id: str
+    device_ref: str = ""  # the trusted device that its session was started from
+    ends: int = 0  # when time ends its session, unless that is seen again elsewhere
 
 
 @dataclass(frozen=True)
@@ -229,7 +297,81 @@ class UpgradePassword:
     new: str = field(repr=False)
 
 
-Write = PutChallenge | CreateAccount | StartSession | RotateSession | ConfirmSession | EndSession | UpgradePassword
+@dataclass(frozen=True)
+class ChangeAccount:
+    """The fields that differ, only while each of them is as it was read; and while the version is, where one of them
+    counts for it: password, status and second factor. The version then goes up by one.
+    """
+
+    old: Account
+    new: Account
+
+
+@dataclass(frozen=True)
+class TrustDevice:
+    """Only while the account is as it was read. Its version goes up."""
+
+    account: Account
+    device: Device
+
+
+@dataclass(frozen=True)
+class ForgetDevice:
+    """Only while the account is as it was read. Its version goes up."""
+
+    account: Account
+    ref: str
+
+
+@dataclass(frozen=True)
+class EndChallenge:
+    """It is answered, once: only while it is there."""
+
+    challenge: Challenge
+
+
+@dataclass(frozen=True)
+class RenewCode:
+    """A challenge's older code is replaced, only while it is there. Its count of failed tries stays."""
+
+    challenge: Challenge
+
+
+@dataclass(frozen=True)
+class DecideLogin:
+    """What became of an attempt, told to its challenge; only while that is there."""
+
+    challenge: str
+    user_id: str
+    decided: Literal["approved", "refused"]
+
+
+@dataclass(frozen=True)
+class BindChallenge:
+    """One more connection that may answer it, only while it is there and is bound as it was read."""
+
+    challenge: Challenge
+    connection: str
+
+
+Write = (
+    PutChallenge
+    | CreateAccount
+    | StartSession
+    | RotateSession
+    | ConfirmSession
+    | EndSession
+    | UpgradePassword
+    | ChangeAccount
+    | TrustDevice
+    | ForgetDevice
+    | EndChallenge
+    | RenewCode
+    | DecideLogin
+    | BindChallenge
+)
+
+MailKind = Mailed | Literal["decoy"]
 
 
 @dataclass(frozen=True)
@@ -241,7 +383,7 @@ class Mail:
     password or a session, since it shows that there is an account.
     """
 
-    kind: Mailed | Literal["decoy"]
+    kind: MailKind
     to: str
     locale: str = ""
     code: str = field(default="", repr=False)
@@ -253,27 +395,22 @@ class Mail:
 
 
 @dataclass(frozen=True)
-class RenewedCode:
-    """A challenge whose older code the mail's replaces: only if the mail is sent. Its count of failed tries stays."""
-
-    challenge: Challenge
-
-
-@dataclass(frozen=True)
 class Notice:
     """A push to every connection of an account. Carries no secret.
 
     `session_id`: the session it is about; with `close`, that session's connections are closed after it.
     `spare`: the connection (node, connection) that caused it, which is not told.
-    `only`: the one connection that is told; the others of the account are not.
+    `devices`: only sessions that were started from one of these trusted devices are told.
+    `only`: only this connection (node, connection) is told, whoever it is authenticated as.
     """
 
     user_id: str
     session_id: str
     event: Reply
-    spare: tuple[str, str]
+    spare: tuple[str, str] = ("", "")
     close: bool = False
-    only: str = ""
+    devices: tuple[str, ...] | None = None
+    only: tuple[str, str] | None = None
 
 
 class Verdict(StrEnum):
@@ -292,12 +429,14 @@ class Outcome:
     data: Reply | Refusal
     verdict: Verdict = Verdict.UNJUDGED
     writes: tuple[Write, ...] = ()
+    progress: tuple[Reply, ...] = ()  # told before the terminal event, with its id
     mails: tuple[Mail, ...] = ()
-    renewed: RenewedCode | None = None  # by the first of the mails
+    if_mailed: tuple[Write, ...] = ()  # done only if the first of the mails is within its limits
     notices: tuple[Notice, ...] = ()
     identity: Identity | None = None  # what the connection is authenticated as from here on
     forget: bool = False  # the connection is authenticated no longer
     even: bool = False  # it leaves on a coarse grid of time, so that how long deciding took does not show
+    uncounted: tuple[str, ...] = ()  # limits whose places come back whatever the verdict
     subject: str = ""  # the account concerned, for the audit
 
     def with_writes(self, *more: Write) -> Outcome:

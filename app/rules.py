@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from app.messages import Code
-from app.records import Counts, Limit, Session, Verdict
+from app.records import Counts, Limit, MailKind, Session, Verdict
 from app.settings import Limits
 from app.tokens import RefreshToken
 
@@ -22,6 +22,14 @@ REGISTRATION_MS = HOUR
 CODE_MS = 10 * MINUTE  # OWASP ASVS 6.5.5
 CODE_TRIES = 5
 PENDING_REGISTRATIONS = 5
+ANYWHERE = 10  # times the failures from one network
+RESET_MS = 30 * MINUTE
+RESET_KEPT_MS = HOUR  # until then a late link is told so
+CHALLENGE_MS = 10 * MINUTE
+APPROVAL_MS = 3 * MINUTE  # who is asked on another device answers soon, or not at all
+APPROVAL_TRIES = 3
+DEVICES_PER_ACCOUNT = 50  # the longest unseen one makes room
+NOTICES_PER_ACCOUNT = 20  # an hour
 FIRST_DELAY_MS, LONGEST_DELAY_MS = 30 * SECOND, 15 * MINUTE
 SESSIONS_PER_ACCOUNT = 100  # the longest unseen one makes room
 
@@ -38,26 +46,45 @@ def network_of(ip: str) -> str:
     return str(address)
 
 
-def login_limits(limits: Limits, email: str, network: str) -> tuple[Limit, ...]:
-    """Failures of one address from one network, and of one network on all addresses. Known or unknown alike."""
-    return (*_account_failures(limits, email, network), *failures_of(limits, network))
+# Of these a trusted device has no part: it is counted by itself.
+UNKNOWN_DEVICE_LIMITS = ("account", "anywhere")
+DEVICE_LIMIT = "device"
 
 
-def _account_failures(limits: Limits, email: str, network: str) -> tuple[Limit, ...]:
+def login_limits(limits: Limits, email: str, network: str, device_mac: str | None) -> tuple[Limit, ...]:
+    """Failures of one address from one network and from anywhere, of a device that may be a trusted one, and of one
+    network on all addresses. Known or unknown alike.
+    """
+    most = limits.failures_per_account
+    if most is None:
+        return failures_of(limits, network)
+    found = [
+        _failures("account", f"{email}|{network}", most),
+        _failures("anywhere", email, most * ANYWHERE),
+    ]
+    if device_mac is not None:
+        found.append(_failures(DEVICE_LIMIT, device_mac, most))
+    return (*found, *failures_of(limits, network))
+
+
+def proof_limits(limits: Limits, user_id: str, network: str) -> tuple[Limit, ...]:
+    """Failures of who proves again who he is: with a password or a second factor, in whichever request."""
     if limits.failures_per_account is None:
-        return ()
-    return (
-        Limit(
-            "account",
-            f"{email}|{network}",
-            limits.failures_per_account,
-            window_ms=DAY,
-            counts=Counts.FAILURES,
-            penalty_ms=FIRST_DELAY_MS,
-            most_penalty_ms=LONGEST_DELAY_MS,
-            clears=True,
-            waits=True,
-        ),
+        return failures_of(limits, network)
+    return (_failures("proof", user_id, limits.failures_per_account), *failures_of(limits, network))
+
+
+def _failures(name: str, subject: str, most: int) -> Limit:
+    return Limit(
+        name,
+        subject,
+        most,
+        window_ms=DAY,
+        counts=Counts.FAILURES,
+        penalty_ms=FIRST_DELAY_MS,
+        most_penalty_ms=LONGEST_DELAY_MS,
+        clears=True,
+        waits=True,
     )
 
 
@@ -81,8 +108,18 @@ def code_limits(limits: Limits, challenge_id: str, network: str) -> tuple[Limit,
     return (tries, *failures_of(limits, network))
 
 
-def mail_limits(limits: Limits, email: str, network: str) -> tuple[Limit, ...]:
+def approval_limits(login_id: str) -> tuple[Limit, ...]:
+    return (Limit("approval", login_id, APPROVAL_TRIES, CHALLENGE_MS, Counts.FAILURES, waits=True),)
+
+
+# Said to the account's owner by the service itself: no stranger can cause them, nor use up the others' places.
+NOTICES = frozenset({"login_notice", "password_changed", "second_factor_changed"})
+
+
+def mail_limits(limits: Limits, kind: MailKind, email: str, network: str) -> tuple[Limit, ...]:
     """Past one of these a mail is silently not sent: what the client is told never changes."""
+    if kind in NOTICES:
+        return (Limit("notices", email, NOTICES_PER_ACCOUNT, HOUR, Counts.USES),)
     found = []
     if limits.mails_per_account is not None:
         found.append(Limit("mails", email, limits.mails_per_account, HOUR, Counts.USES))
@@ -164,6 +201,20 @@ def refresh_turn(session: Session | None, token: RefreshToken, now: int) -> Turn
     if behind == 1 and now - session.rotated <= REFRESH_GRACE_MS:
         return Turn.REPEAT
     return Turn.END if behind > 0 else Code.TOKEN_INVALID
+
+
+# --- second factor and devices ---------------------------------------------------------------------------------
+
+
+def factor_subject(challenge_id: str) -> str:
+    """The account whose second factor a challenge asks for: its failures are counted, whichever challenge is tried."""
+    return challenge_id.partition(".")[2]
+
+
+def masked(email: str) -> str:
+    """An address as its owner recognises it: `a***@example.com`."""
+    local, _, domain = email.partition("@")
+    return f"{local[:1]}***@{domain}"
 
 
 # --- shown to clients -------------------------------------------------------------------------------------------

@@ -128,6 +128,7 @@ class Settings:
     allowed_origins: tuple[str, ...] = ()
     trusted_proxies: tuple[Network, ...] = ()
     email_confirmation: bool = True
+    device_verification: bool = True
     argon2: Argon2 = Argon2()
     min_password: int = 15
     audience: str = "finthenticate"
@@ -251,6 +252,7 @@ def _read(env: _Reader, roles: tuple[str, ...], cores: int) -> Settings:
         allowed_origins=tuple(env.origins("FIN_ALLOWED_ORIGINS")),
         trusted_proxies=tuple(env.networks("FIN_TRUSTED_PROXIES")),
         email_confirmation=env.choice("FIN_EMAIL_CONFIRMATION", ("required", "off")) == "required",
+        device_verification=env.choice("FIN_DEVICE_VERIFICATION", ("on", "off")) == "on",
         argon2=argon2,
         min_password=env.integer("FIN_MIN_PASSWORD", 15, 1, 256),
         audience=env.text("FIN_AUDIENCE", "finthenticate"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from app import entries, rules
-from app.messages import Code, Kind, LoggedOut, Refusal, Request
+from app.messages import Code, Kind, LoggedOut, NewDeviceDetected, Refusal, Request, SecondFactorRequired
 from app.ports import Delivery, Entry, Record, Settlement, Signed
-from app.records import ConfirmSession, Needs, Origin, Outcome, Recorded, Session, Verdict
+from app.records import Needs, Origin, Outcome, Recorded, Verdict, Write
 from app.sealing import Envelope, Sealer, Unreadable
 from app.settings import Settings
 from app.tokens import Mint, new_id
 
+STEPS = (NewDeviceDetected, SecondFactorRequired)
 EMPTY = LoggedOut()  # the data of an outcome whose reply is at hand already
 
 
@@ -55,9 +56,8 @@ class Settlements:
         settlement = self._settlement(work, needs, outcome, entries.reply_of(outcome))
         return replace(settlement, record=self._record(work, outcome)) if work.same else settlement
 
-    def of_replay(self, work: Work, needs: Needs, reply: entries.OpenedReply, session: Session | None) -> Settlement:
+    def of_replay(self, work: Work, needs: Needs, reply: entries.OpenedReply, writes: tuple[Write, ...]) -> Settlement:
         """It was audited when it was evaluated, so it is not audited again."""
-        writes = (ConfirmSession(session, session.seen),) if session is not None and not reply.forget else ()
         outcome = Outcome(reply.event, EMPTY, writes=writes, identity=reply.identity, forget=reply.forget)
         return replace(self._settlement(work, needs, outcome, reply), audit={})
 
@@ -91,7 +91,9 @@ class Settlements:
             # are told to ask again, and are evaluated.
             return Record(same, owner, None, entries.sign_word(edge, same, None, None))
         speaks_for = "" if outcome.forget else owner or getattr(outcome.data, "session_id", "")
-        box = entries.pack_record(self._settings.worker_secret, same, entries.reply_of(outcome), speaks_for)
+        waits_for = getattr(outcome.data, "challenge", None) if isinstance(outcome.data, STEPS) else None
+        reply = entries.reply_of(outcome)
+        box = entries.pack_record(self._settings.worker_secret, same, reply, speaks_for, waits_for or "")
         return Record(same, owner, box, entries.sign_word(edge, same, None, None))
 
     def _settlement(self, work: Work, needs: Needs, outcome: Outcome, reply: entries.OpenedReply) -> Settlement:
@@ -108,7 +110,7 @@ class Settlements:
                 (
                     mail,
                     entries.pack_mail(self._mail.envelope, new_id(self._mint.kid), mail),
-                    rules.mail_limits(limits, mail.to, origin.network),
+                    rules.mail_limits(limits, mail.kind, mail.to, origin.network),
                 )
                 for mail in outcome.mails
             ),

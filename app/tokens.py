@@ -16,10 +16,13 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from app.keys import TokenKeys
+from app.sealing import Unreadable, associated, open_kept, seal_kept
 from app.settings import Secret, Secrets
 
 SHARD = "0"  # there is one today; ids carry it so that more can come without a change of format
 CODE_DIGITS = 8
+RECOVERY_CODES = 10
+RECOVERY_BYTES = 10  # 80 bits; NIST SP 800-63B asks for 64
 EARLY_SECONDS = 10  # a clock that is set back by less than this does not make new tokens invalid (RFC 7519 4.1.5)
 
 
@@ -31,6 +34,17 @@ def new_id(kid: str) -> str:
 def new_code() -> str:
     """A code to be typed from a mail: eight digits, so five tries guess one in 20 million."""
     return f"{secrets.randbelow(10**CODE_DIGITS):0{CODE_DIGITS}}"
+
+
+def new_secret() -> str:
+    """256 random bits, for a link."""
+    return secrets.token_urlsafe(32)
+
+
+def new_recovery_codes() -> tuple[str, ...]:
+    """Sixteen letters and digits each, in four groups."""
+    texts = (base64.b32encode(secrets.token_bytes(RECOVERY_BYTES)).decode() for _ in range(RECOVERY_CODES))
+    return tuple("-".join(text[n : n + 4] for n in range(0, 16, 4)) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -136,7 +150,7 @@ class Mint:
     # device tokens and mailed codes: stored as `kid:HMAC`
 
     def new_device_token(self) -> str:
-        return f"{SHARD}{self.kid}.{secrets.token_urlsafe(32)}"
+        return f"{SHARD}{self.kid}.{new_secret()}"
 
     def device_mac(self, token: str) -> str:
         """What is stored of a device token; under the key it names, if that is still here."""
@@ -151,6 +165,42 @@ class Mint:
         kid, _, mac = stored.partition(":")
         secret = self._secrets.find(kid)
         return secret is not None and hmac.compare_digest(_mac(secret, "code", challenge_id, code), mac)
+
+    # of a second factor: the seed is sealed, of a recovery code there is an HMAC
+
+    def seal_seed(self, user_id: str, seed: bytes) -> str:
+        secret = self._secrets.current
+        return f"{secret.kid}.{_b64(seal_kept(secret, seed, associated('totp', user_id)))}"
+
+    def open_seed(self, user_id: str, sealed: str) -> bytes:
+        """Unreadable for what was not sealed for this account, or under a secret that is not here."""
+        kid, _, box = sealed.partition(".")
+        secret = self._secrets.find(kid)
+        if secret is None:
+            raise Unreadable("sealed under a worker secret that is not here")
+        return open_kept(secret, base64.urlsafe_b64decode(box + "=" * (-len(box) % 4)), associated("totp", user_id))
+
+    def recovery_macs(self, user_id: str, codes: Sequence[str]) -> str:
+        """What is stored of recovery codes, in their order."""
+        secret = self._secrets.current
+        return " ".join(f"{secret.kid}:{_mac(secret, 'recovery', user_id, _plain(code))}" for code in codes)
+
+    def without_recovery_code(self, user_id: str, stored: str, code: str) -> str | None:
+        """What is left of them once this one is used; None when it is not among them."""
+        kept, found = [], False
+        for each in stored.split():
+            kid, _, mac = each.partition(":")
+            secret = self._secrets.find(kid)
+            if secret and hmac.compare_digest(_mac(secret, "recovery", user_id, _plain(code)), mac) and not found:
+                found = True
+            else:
+                kept.append(each)
+        return " ".join(kept) if found else None
+
+
+def _plain(recovery_code: str) -> str:
+    """However a person typed it."""
+    return "".join(recovery_code.split()).replace("-", "").upper()
 
 
 def jwks(keys: dict[str, EllipticCurvePublicKey]) -> dict[str, list[dict[str, str]]]:

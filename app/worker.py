@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 from app import entries, handlers, rules
 from app.credit import FAST_CREDIT, LaneHold, Turn
-from app.handlers.common import Context, error
+from app.handlers.common import Context, error, resumed
 from app.keys import SealKeys
 from app.messages import Code, Lane
 from app.passwords import Hasher, PasswordCheck
 from app.ports import Delivery, LaneVitals, Settlement, State, Store, Unavailable, Vitals, WorkerBroker
-from app.records import Facts, Identity, Limit, Needs, Origin, Outcome, Recorded, Session
+from app.records import Facts, Identity, Limit, Needs, Origin, Outcome, Recorded, Write
 from app.sealing import Opener, Sealer, Unreadable
 from app.settings import Settings
 from app.settlements import Settlements, Work
@@ -256,8 +256,7 @@ class Worker:
         return Work(delivery, entry, envelope, kind, request, self._identified(origin))
 
     def _needs(self, work: Work) -> tuple[Context, Needs]:
-        passwords = PasswordCheck(self._hasher, getattr(work.request, "password", ""))
-        ctx = Context(self._settings, self._mint, passwords, work.origin)
+        ctx = Context(self._settings, self._mint, PasswordCheck(self._hasher), work.origin)
         return ctx, handlers.HANDLERS[work.kind.event].needs(work.request, ctx)
 
     def _limits_of(self, delivery: Delivery) -> tuple[Limit, ...]:
@@ -335,7 +334,7 @@ class Worker:
         elif (record := self._settlements.open_record(work, recorded)) is None:
             await self._replay_anew(work, recorded)
         else:
-            needs = Needs(session_id=record.session_id or None)
+            needs = Needs(session_id=record.session_id or None, challenge_id=record.challenge_id or None)
             facts = await self._check(work, needs)
             if isinstance(facts, str):
                 await self._drop(work, needs)
@@ -345,17 +344,19 @@ class Worker:
                 await self._answer_again(work, Needs(), entries.reply_of(error(Code.NOT_AUTHENTICATED)))
             elif record.session_id and not lives:
                 await self._replay_anew(work, recorded)
-            elif await self._answer_again(work, needs, record.reply, facts.session) == "conflict":
-                await self._replay_anew(work, recorded)  # the session has ended just now
+            else:
+                writes = () if record.reply.forget else resumed(facts, work.origin)
+                if await self._answer_again(work, needs, record.reply, writes) == "conflict":
+                    await self._replay_anew(work, recorded)  # what it speaks for has ended just now
 
     async def _replay_anew(self, work: Work, recorded: Recorded) -> None:
         await self._insist(work.deadline, lambda: self._store.forget(work.same, recorded))
         await self._answer_again(work, Needs(), entries.ANEW)
 
     async def _answer_again(
-        self, work: Work, needs: Needs, reply: entries.OpenedReply, session: Session | None = None
+        self, work: Work, needs: Needs, reply: entries.OpenedReply, writes: tuple[Write, ...] = ()
     ) -> str:
-        return await self._hand_in(work, self._settlements.of_replay(work, needs, reply, session), 0.0)
+        return await self._hand_in(work, self._settlements.of_replay(work, needs, reply, writes), 0.0)
 
     async def _settle(self, work: Work, needs: Needs, outcome: Outcome) -> str:
         settlement = self._settlements.of(work, needs, outcome)

@@ -111,6 +111,19 @@ def deployment(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> I
         yield running
 
 
+@pytest.fixture(scope="session")
+def guarded(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """The same, where a device has to be verified: database 3."""
+    with Deployment.start(
+        tmp_path_factory.mktemp("guarded"),
+        _database(redis_server, 3),
+        gateways=2,
+        workers=2,
+        settings={"FIN_DEVICE_VERIFICATION": "on"},
+    ) as running:
+        yield running
+
+
 @pytest.fixture(params=["ws", "rest"])
 def either(request: pytest.FixtureRequest, deployment: Deployment) -> Deployment:
     """The shared deployment over each transport: one body proves both."""

@@ -37,6 +37,7 @@ OFF = {
     CONNECTIONS_PER_IP MESSAGES_PER_SECOND""".split()
 }
 CHEAP = {"FIN_ARGON2": "m=64,t=1,p=1"}
+ANY_DEVICE = {"FIN_DEVICE_VERIFICATION": "off"}  # tests/test_devices.py and its like have it on
 PASSWORD = "correct horse battery staple"
 START_SECONDS = 20
 BROKER: dict[str, str] = {}  # settings for another broker than Redis, where `pytest --broker` asks for one
@@ -57,24 +58,29 @@ def free_port() -> int:
 # What tests/test_secrecy.py looks for at the end.
 SECRETS: set[str] = set()
 CODES: set[str] = set()
-SECRET_FIELDS = "password newPassword accessToken refreshToken deviceToken key".split()
+SECRET_FIELDS = (
+    "password newPassword currentPassword accessToken refreshToken deviceToken recoveryCode secret key".split()
+)
 
 
 def collect(raw: bytes) -> None:
     """Note the secrets in a frame, whichever way it goes."""
     try:
         frame = orjson.loads(raw)
-        data = {"key": frame.get("key"), **frame["data"]}
+        found = [{"key": frame.get("key")}, frame["data"], *(step["data"] for step in frame.get("progress", ()))]
+        for data in found:
+            SECRETS.update(data[name] for name in SECRET_FIELDS if isinstance(data.get(name), str))
+            SECRETS.update(data.get("recoveryCodes", ()))
     except (ValueError, KeyError, TypeError, AttributeError):
         return
-    SECRETS.update(data[name] for name in SECRET_FIELDS if isinstance(data.get(name), str))
 
 
 def check_frame(raw: bytes) -> dict[str, Any]:
     """Every frame of the server has to fit the message types, field for field."""
     frame: dict[str, Any] = orjson.loads(raw)
-    assert set(frame) <= {"event", "id", "data"}, frame
-    msgspec.convert(frame["data"], EVENTS[frame["event"]])
+    assert set(frame) <= {"event", "id", "data", "progress"}, frame
+    for each in (frame, *frame.get("progress", ())):
+        msgspec.convert(each["data"], EVENTS[each["event"]])
     return frame
 
 
@@ -148,6 +154,7 @@ class Deployment:
             **({} if env_file else made),
             **CHEAP,
             **OFF,
+            **ANY_DEVICE,
             **({**BROKER, "FIN_DEPLOYMENT": f"t{secrets.token_hex(4)}"} if BROKER else {}),
             **(settings or {}),
         }
@@ -326,7 +333,7 @@ class RestClient:
         collect(orjson.dumps({"data": data, "key": key}))
         collect(body)
         frame = check_frame(body)
-        answer = Answer(frame["event"], frame["data"])
+        answer = Answer(frame["event"], frame["data"], frame.get("progress", []))
         expected = STATUSES[Code(answer.code)] if answer.code else 200
         assert status == expected, (status, frame)
         assert ("Retry-After" in headers) == (status in (429, 503))

@@ -8,6 +8,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -227,3 +228,16 @@ async def test_fragments_are_put_together_and_too_many_of_them_are_too_big(deplo
             await client.send(await pieces(20_000))
             await client.recv()
     assert client.close_code == 1009
+
+
+async def test_a_proxy_that_is_not_trusted_is_said_once_by_its_address(redis_url: str, tmp_path: Path) -> None:
+    with Deployment.start(tmp_path, redis_url, workers=0, mailers=0) as running:
+        gateway = running.of("gateway")[0]
+        await asyncio.to_thread(running.wait_listening, gateway)
+        for n in range(50):
+            headers = {"X-Forwarded-For": f"192.0.2.{n}"}
+            await asyncio.to_thread(http, "POST", running.url(0, "http", "/v1/logout"), b"{}", headers=headers)
+    [warning] = [
+        line for line in map(json.loads, gateway.log.read_text().splitlines()) if "one address" in line["message"]
+    ]
+    assert (warning["level"], warning["address"]) == ("warning", "127.0.0.1")

@@ -168,7 +168,7 @@ def test_an_unknown_account_costs_one_evaluation_with_todays_cost_and_never_veri
     hasher = Counting(CHEAP, PEPPER)
     made = hasher.evaluations  # the decoy
     for guess in (PASSWORD, "", NOBODY):
-        assert PasswordCheck(hasher, guess).verify(None, "") is False
+        assert PasswordCheck(hasher).verify(None, "", guess) is False
     assert hasher.evaluations - made == 3
     assert not hasher.outdated(hasher.decoy)
 
@@ -178,33 +178,49 @@ def test_known_and_unknown_accounts_cost_the_same_number_of_evaluations() -> Non
     spent = []
     for record, user, guess in ((None, "", PASSWORD), (RECORD, USER, "wrong"), (RECORD, USER, PASSWORD)):
         before = hasher.evaluations
-        PasswordCheck(hasher, guess).verify(record, user)
+        PasswordCheck(hasher).verify(record, user, guess)
         spent.append(hasher.evaluations - before)
     assert spent == [1, 1, 1]
 
 
 def test_what_was_computed_in_one_round_of_deciding_is_not_computed_again() -> None:
     hasher = Counting(CHEAP, PEPPER)
-    check = PasswordCheck(hasher, PASSWORD)
+    check = PasswordCheck(hasher)
     before = hasher.evaluations
-    assert check.verify(RECORD, USER)
-    assert check.verify(RECORD, USER)
-    first = check.hash(USER)
-    assert check.hash(USER) == first
+    assert check.verify(RECORD, USER, PASSWORD)
+    assert check.verify(RECORD, USER, PASSWORD)
+    first = check.hash(USER, PASSWORD)
+    assert check.hash(USER, PASSWORD) == first
     assert hasher.evaluations - before == 2
-    assert check.verify(first, USER)  # another record is another question
-    assert not check.verify(RECORD, "0wrk1-other")
+    assert check.verify(first, USER, PASSWORD)  # another record is another question
+    assert not check.verify(RECORD, "0wrk1-other", PASSWORD)
     assert hasher.evaluations - before == 4
 
 
+def test_what_one_password_came_to_does_not_answer_for_another() -> None:
+    """A change of password has two in one request."""
+    hasher = Counting(CHEAP, PEPPER)
+    check = PasswordCheck(hasher)
+    before = hasher.evaluations
+    assert not check.verify(RECORD, USER, "wrong")
+    assert check.verify(RECORD, USER, PASSWORD)
+    assert not check.verify(RECORD, USER, "wrong")
+    made = [check.hash(USER, password) for password in ("one", "other", "one")]
+    assert made[0] == made[2] != made[1]
+    assert hasher.verify(made[1], USER, "other")
+    assert not hasher.verify(made[1], USER, "one")
+    assert hasher.evaluations - before == 6
+
+
 def test_an_unknown_account_is_not_answered_with_what_a_known_one_came_to() -> None:
-    check = PasswordCheck(HASHER, PASSWORD)
-    assert check.verify(RECORD, USER) is True
-    assert check.verify(None, USER) is False
+    check = PasswordCheck(HASHER)
+    assert check.verify(RECORD, USER, PASSWORD) is True
+    assert check.verify(None, USER, PASSWORD) is False
 
 
 def test_no_secret_is_in_a_repr() -> None:
-    check = PasswordCheck(HASHER, PASSWORD)
+    check = PasswordCheck(HASHER)
+    check.verify(RECORD, USER, PASSWORD)
     shown = f"{HASHER!r} {check!r} {secret('pep1')!r} {PEPPER!r}"
     assert PASSWORD not in shown
     assert repr(secret("pep1").value) not in shown

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import rules
-from app.messages import Code
-from app.records import Counts, Limit, Session, Verdict
+from app.messages import Code, Mailed
+from app.records import Counts, Limit, MailKind, Session, Verdict
 from app.rules import DAY, HOUR, MINUTE, SECOND, Life, Settling, Turn
 from app.settings import Limits
 from app.tokens import RefreshToken
@@ -21,17 +22,25 @@ many = settings(max_examples=200, deadline=None, database=None)
 OFF = Limits(None, None, None, None, None, None, None)
 EMAIL, NETWORK = "ana@example.com", "192.0.2.7"
 
-ACCOUNT = Limit(
-    "account",
-    f"{EMAIL}|{NETWORK}",
-    5,
-    DAY,
-    Counts.FAILURES,
-    penalty_ms=30 * SECOND,
-    most_penalty_ms=15 * MINUTE,
-    clears=True,
-    waits=True,
-)
+
+def delayed(name: str, subject: str, most: int) -> Limit:
+    return Limit(
+        name,
+        subject,
+        most,
+        DAY,
+        Counts.FAILURES,
+        penalty_ms=30 * SECOND,
+        most_penalty_ms=15 * MINUTE,
+        clears=True,
+        waits=True,
+    )
+
+
+ACCOUNT = delayed("account", f"{EMAIL}|{NETWORK}", 5)
+ANYWHERE = delayed("anywhere", EMAIL, 50)
+DEVICE = delayed("device", "wrk1:mac", 5)
+PROOF = delayed("proof", "0wrk1-user", 5)
 NETWORK_FAILURES = Limit("ip", NETWORK, 60, MINUTE, Counts.FAILURES, waits=True)
 TRIES = Limit("tries", "challenge", 5, HOUR, Counts.FAILURES, waits=True)
 PENDING = Limit("pending", EMAIL, 5, HOUR, Counts.USES)
@@ -44,12 +53,39 @@ REGISTRATIONS = Limit("registrations", NETWORK, 20, HOUR, Counts.USES)
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        pytest.param(rules.login_limits(Limits(), EMAIL, NETWORK), (ACCOUNT, NETWORK_FAILURES), id="a login"),
-        pytest.param(rules.login_limits(OFF, EMAIL, NETWORK), (), id="a login, off"),
         pytest.param(
-            rules.login_limits(Limits(failures_per_account=None), EMAIL, NETWORK), (NETWORK_FAILURES,), id="account off"
+            rules.login_limits(Limits(), EMAIL, NETWORK, None), (ACCOUNT, ANYWHERE, NETWORK_FAILURES), id="a login"
         ),
-        pytest.param(rules.login_limits(Limits(failures_per_ip=None), EMAIL, NETWORK), (ACCOUNT,), id="network off"),
+        pytest.param(
+            rules.login_limits(Limits(), EMAIL, NETWORK, "wrk1:mac"),
+            (ACCOUNT, ANYWHERE, DEVICE, NETWORK_FAILURES),
+            id="a login from a device that may be trusted",
+        ),
+        pytest.param(rules.login_limits(OFF, EMAIL, NETWORK, "wrk1:mac"), (), id="a login, off"),
+        pytest.param(
+            rules.login_limits(Limits(failures_per_account=None), EMAIL, NETWORK, "wrk1:mac"),
+            (NETWORK_FAILURES,),
+            id="account off",
+        ),
+        pytest.param(
+            rules.login_limits(Limits(failures_per_ip=None), EMAIL, NETWORK, None),
+            (ACCOUNT, ANYWHERE),
+            id="network off",
+        ),
+        pytest.param(
+            rules.proof_limits(Limits(), "0wrk1-user", NETWORK),
+            (PROOF, NETWORK_FAILURES),
+            id="proving again who one is",
+        ),
+        pytest.param(rules.proof_limits(OFF, "0wrk1-user", NETWORK), (), id="proving again, off"),
+        pytest.param(
+            rules.proof_limits(Limits(failures_per_account=None), "0wrk1-user", NETWORK),
+            (NETWORK_FAILURES,),
+            id="proving again, account off",
+        ),
+        pytest.param(
+            rules.proof_limits(Limits(failures_per_ip=None), "0wrk1-user", NETWORK), (PROOF,), id="proving, network off"
+        ),
         pytest.param(
             rules.registration_limits(Limits(), EMAIL, NETWORK), (PENDING, REGISTRATIONS), id="a registration"
         ),
@@ -57,11 +93,12 @@ REGISTRATIONS = Limit("registrations", NETWORK, 20, HOUR, Counts.USES)
         pytest.param(rules.code_limits(Limits(), "challenge", NETWORK), (TRIES, NETWORK_FAILURES), id="a code"),
         pytest.param(rules.code_limits(OFF, "challenge", NETWORK), (TRIES,), id="five tries are always all"),
         pytest.param(
-            rules.mail_limits(Limits(), EMAIL, NETWORK),
-            (Limit("mails", EMAIL, 5, HOUR, Counts.USES), Limit("mails_ip", NETWORK, 30, HOUR, Counts.USES)),
-            id="a mail",
+            rules.approval_limits("0wrk1-attempt"),
+            (Limit("approval", "0wrk1-attempt", 3, 10 * MINUTE, Counts.FAILURES, waits=True),),
+            id="an approval",
         ),
-        pytest.param(rules.mail_limits(OFF, EMAIL, NETWORK), (), id="a mail, off"),
+        pytest.param(rules.failures_of(Limits(), NETWORK), (NETWORK_FAILURES,), id="a reset"),
+        pytest.param(rules.failures_of(OFF, NETWORK), (), id="a reset, off"),
     ],
 )
 def test_every_request_reserves_the_limits_of_the_contract(
@@ -70,23 +107,96 @@ def test_every_request_reserves_the_limits_of_the_contract(
     assert found == expected
 
 
+MAILS = (Limit("mails", EMAIL, 5, HOUR, Counts.USES), Limit("mails_ip", NETWORK, 30, HOUR, Counts.USES))
+NOTICES = (Limit("notices", EMAIL, 20, HOUR, Counts.USES),)
+BY_KIND: dict[MailKind, tuple[Limit, ...]] = {
+    "confirmation": MAILS,
+    "already_registered": MAILS,
+    "new_device": MAILS,
+    "reset": MAILS,
+    "decoy": MAILS,
+    "login_notice": NOTICES,
+    "password_changed": NOTICES,
+    "second_factor_changed": NOTICES,
+}
+
+
+@pytest.mark.parametrize(("kind", "expected"), BY_KIND.items(), ids=BY_KIND)
+def test_what_strangers_can_cause_uses_up_no_place_of_what_only_the_owner_can(
+    kind: MailKind, expected: tuple[Limit, ...]
+) -> None:
+    assert set(BY_KIND) == {*get_args(Mailed), "decoy"}
+    assert rules.mail_limits(Limits(), kind, EMAIL, NETWORK) == expected
+    assert rules.mail_limits(OFF, kind, EMAIL, NETWORK) == (NOTICES if expected is NOTICES else ())
+
+
+@pytest.mark.parametrize("kind", BY_KIND)
+def test_a_decoy_is_limited_like_the_mails_it_stands_for(kind: MailKind) -> None:
+    """Else the limit itself would tell the two apart."""
+    if BY_KIND[kind] is MAILS:
+        assert rules.mail_limits(Limits(), "decoy", EMAIL, NETWORK) == rules.mail_limits(Limits(), kind, EMAIL, NETWORK)
+
+
 def test_the_limits_are_as_high_as_they_were_set() -> None:
     limits = Limits(3, 7, 11, 13, 17)
     found = (
-        *rules.login_limits(limits, EMAIL, NETWORK),
+        *rules.login_limits(limits, EMAIL, NETWORK, "wrk1:mac"),
+        *rules.proof_limits(limits, "0wrk1-user", NETWORK),
         *rules.registration_limits(limits, EMAIL, NETWORK),
-        *rules.mail_limits(limits, EMAIL, NETWORK),
+        *rules.mail_limits(limits, "reset", EMAIL, NETWORK),
     )
     assert {limit.name: limit.most for limit in found} == {
-        "account": 3, "ip": 7, "pending": 5, "registrations": 11, "mails": 17, "mails_ip": 13,
+        "account": 3, "anywhere": 30, "device": 3, "proof": 3, "ip": 7, "pending": 5, "registrations": 11,
+        "mails": 17, "mails_ip": 13,
     }  # fmt: skip
 
 
 def test_failures_from_another_network_or_of_another_address_are_another_subject() -> None:
     def subject(email: str, network: str) -> str:
-        return rules.login_limits(Limits(), email, network)[0].subject
+        return rules.login_limits(Limits(), email, network, None)[0].subject
 
     assert len({subject(e, n) for e in ("a@b.c", "a@b.d") for n in ("192.0.2.1", "192.0.2.2")}) == 4
+
+
+def test_failures_from_anywhere_are_one_subject_whatever_the_network() -> None:
+    first, second = (rules.login_limits(Limits(), EMAIL, n, None)[1] for n in ("192.0.2.1", "192.0.2.2"))
+    assert first == second == ANYWHERE
+
+
+def test_no_two_limits_share_a_name_and_so_their_counts() -> None:
+    """Two of one name for one subject would be one count."""
+    for found in (
+        rules.login_limits(Limits(), EMAIL, NETWORK, "wrk1:mac"),
+        rules.proof_limits(Limits(), "0wrk1-user", NETWORK),
+        rules.registration_limits(Limits(), EMAIL, NETWORK),
+        rules.code_limits(Limits(), "challenge", NETWORK),
+    ):
+        assert len({limit.name for limit in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("challenge_id", "subject"),
+    [
+        pytest.param("0wrk1-challenge.0wrk1-user", "0wrk1-user", id="of a second factor"),
+        pytest.param("0wrk1-challenge", "", id="of anything else"),
+        pytest.param("", "", id="nothing"),
+        pytest.param("a.b.c", "b.c", id="made up"),
+    ],
+)
+def test_a_second_factors_challenge_names_whose_failures_are_counted(challenge_id: str, subject: str) -> None:
+    assert rules.factor_subject(challenge_id) == subject
+
+
+@pytest.mark.parametrize(
+    ("email", "shown"),
+    [
+        ("ana@example.com", "a***@example.com"),
+        ("a@example.com", "a***@example.com"),
+        ("ana.maria+tag@sub.example.com", "a***@sub.example.com"),
+    ],
+)
+def test_an_address_is_shown_as_only_its_owner_recognises_it(email: str, shown: str) -> None:
+    assert rules.masked(email) == shown
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from app.records import Identity, Mail, Notice, Origin, Outcome
 from app.sealing import Envelope, Opener, Unreadable, associated
 from app.settings import Secrets
 from tests.making import EDGE, IDENTITY, NOW, ORIGIN, WORKER, secret, secrets_of
-from tests.test_messages import DATA, data_of, text_of
+from tests.test_messages import DATA, TEXTS_OF, data_of, text_of
 
 many = settings(max_examples=200, deadline=None, database=None)
 
@@ -264,11 +264,11 @@ def test_a_sealed_entry_of_another_version_is_unreadable(body: object, event: st
         entries.open_request(opener(), sealed_body(body, event))
 
 
-@pytest.mark.parametrize("event", [event for event, data in DATA.items() if data])
+@pytest.mark.parametrize("event", [event for event, texts in TEXTS_OF.items() if texts])
 def test_nothing_of_a_requests_data_is_readable_in_its_entry(event: str) -> None:
     entry = pack(event)
     shown = repr(entry).encode() + entry.wrapped + entry.box
-    for value in DATA[event].values():
+    for value in TEXTS_OF[event]:
         assert value.encode() not in shown
 
 
@@ -427,7 +427,7 @@ def record(secrets: Secrets = WORKER, outcome: Outcome = SUCCESS) -> bytes:
 )
 def test_an_outcome_is_given_again_as_it_was_kept(outcome: Outcome) -> None:
     kept = entries.open_record(WORKER, ONE_SAME, record(outcome=outcome))
-    assert kept == OpenedRecord(entries.reply_of(outcome), "0wrk1-session")
+    assert kept == OpenedRecord(entries.reply_of(outcome), "0wrk1-session", "")
 
 
 @pytest.mark.parametrize(
@@ -504,6 +504,8 @@ def test_a_notice_arrives_as_it_was_signed() -> None:
         data=b'{"sessionId":"0wrk1-session","reason":"logout"}',
         spare=("n", "c"),
         close=True,
+        devices=None,
+        only=None,
     )
 
 

@@ -172,7 +172,8 @@ async def test_all_runs_everything_restarts_what_dies_and_leaves_nothing_behind(
                 os.kill(pid, signal.SIGKILL)  # roles and Redis, all at once
         await _until(lambda: _status(port, "/readyz") == 200 and not set(_children(process.pid)) & set(children))
         async with connect(url) as client:
-            login = await client.ask("login", email="a@b.c", password="long enough, I hope")
+            token = accepted.data["deviceToken"]
+            login = await client.ask("login", email="a@b.c", password="long enough, I hope", deviceToken=token)
         children = _children(process.pid)
     finally:
         process.terminate()

@@ -7,6 +7,7 @@
 --   limits    array of {key, held, most, penalty (bool), waits (bool)}
 --   email     key of address -> user id | nil
 --   session   key of the session | nil
+--   other     key of another session | nil
 --   challenge key of the challenge | nil
 --   users, emails, sessions, online, nodes  prefixes of keys
 --   devices   suffix of a user's devices key | nil: do not read
@@ -14,7 +15,7 @@
 --   crowd     nil: read all of the list; n: only what is too many for one more where n are allowed
 -- Returns {"done" | "expired" | "wait", now} or
 --   {"ok", now, ms that is ahead of the server's own clock, {{n-th limit, ms to wait}...}, user id, user, session,
---    challenge, devices, {{session id, session}...}, online}; hashes as flat arrays, empty when absent
+--    other session, challenge, devices, {{session id, session}...}, online}; hashes as flat arrays, empty when absent
 local ask = cmsgpack.unpack(ARGV[1])
 local now, ahead = clock()
 if redis.call('EXISTS', KEYS[1]) == 1 then
@@ -61,6 +62,7 @@ local function field(hash, name)
 end
 
 local session = ask.session and redis.call('HGETALL', ask.session) or {}
+local other = ask.other and redis.call('HGETALL', ask.other) or {}
 local challenge = ask.challenge and redis.call('HGETALL', ask.challenge) or {}
 local user_id = field(session, 'user') or ''
 local address = field(challenge, 'email')
@@ -91,4 +93,4 @@ if user_id ~= '' then
     end
   end
 end
-return {'ok', now, ahead, refused, user_id, user, session, challenge, devices, list, online}
+return {'ok', now, ahead, refused, user_id, user, session, other, challenge, devices, list, online}

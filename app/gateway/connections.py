@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from app import messages
@@ -55,6 +55,7 @@ class Connection(Caller):
 
     socket: Socket
     bucket: Bucket
+    probe_at: int | None = None  # ms of the store's clock: when time ends its session, as far as is known here
     asked: float = field(default_factory=time.monotonic)  # when its last message came
 
     def progress(self, event: str, id: str, data: bytes) -> None:
@@ -87,13 +88,29 @@ class RestCall(Caller):
     answer: asyncio.Future[tuple[str, bytes]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+    steps: list[tuple[str, bytes]] = field(default_factory=list)  # what came before, and goes with the answer
 
     def progress(self, event: str, id: str, data: bytes) -> None:
-        """HTTP has no way to tell."""
+        if event != messages.Queued.event:  # HTTP has no way to tell it in time
+            self.steps.append((event, data))
 
     def end(self, event: str, id: str, data: bytes) -> None:
         if not self.answer.done():
             self.answer.set_result((event, data))
+
+
+@dataclass(eq=False)
+class Probe(Caller):
+    """The gateway asks by itself whether a connection's session lives: nobody else tells it that time has ended it."""
+
+    ended: Callable[[], None] = lambda: None
+
+    def progress(self, event: str, id: str, data: bytes) -> None:
+        """Nobody waits for it."""
+
+    def end(self, event: str, id: str, data: bytes) -> None:
+        if messages.code_of(data) == messages.Code.NOT_AUTHENTICATED:
+            self.ended()
 
 
 @dataclass
@@ -197,5 +214,6 @@ class Connections:
             if not peers:
                 del self._by_user[connection.identity.user_id]
         connection.identity = identity
+        connection.probe_at = identity.ends if identity is not None and identity.ends else None
         if identity is not None and connection.id in self._all:
             self._by_user[identity.user_id].add(connection)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 from urllib.parse import urlsplit
 
 from sanic.request import Request
 
 from app.settings import Network, Settings
+
+log = logging.getLogger("finthenticate")
+
+FORWARDING = ("x-forwarded-for", "forwarded")
+ALIKE = 20  # in a row, with nobody else in between: more than a client that makes such a header up is likely to send
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -20,6 +26,9 @@ class Doorway:
         self._own, self._allowed = own, {own, *settings.allowed_origins}
         self._trusted: tuple[Network, ...] = settings.trusted_proxies
         self.https = own.startswith("https://")
+        self._forwarder: str | None = None
+        self._forwarded = 0  # requests in a row, all of this peer
+        self._warned = False
 
     def allows(self, request: Request) -> bool:
         """No origin at all (a program), the deployment's own, that of the request's own Host, or a named one."""
@@ -41,11 +50,28 @@ class Doorway:
         peer = request.conn_info.client_ip if request.conn_info else ""
         hops = [hop.strip() for header in request.headers.getall("x-forwarded-for", []) for hop in header.split(",")]
         address = _address(peer)
-        while address is not None and any(address in network for network in self._trusted) and hops:
+        if not self._trusts(address):
+            self._count_forwarded(peer, any(name in request.headers for name in FORWARDING))
+        while address is not None and self._trusts(address) and hops:
             if (hop := _address(hops.pop())) is None:
                 break
             address = hop
         return str(address) if address else "0.0.0.0"  # noqa: S104  # a Unix socket's peer has no address
+
+    def _trusts(self, address: Address | None) -> bool:
+        return address is not None and any(address in network for network in self._trusted)
+
+    def _count_forwarded(self, peer: str, forwards: bool) -> None:
+        """Say once that all the world seems to come from one address, which would share its limits."""
+        if not forwards or peer != self._forwarder:
+            self._forwarder, self._forwarded = peer, 0
+        self._forwarded += forwards
+        if self._forwarded == ALIKE and not self._warned:
+            self._warned = True
+            log.warning(
+                "every client seems to come from one address: a proxy that FIN_TRUSTED_PROXIES does not name?",
+                extra={"fields": {"address": peer, "requests": ALIKE}},
+            )
 
 
 def _address(text: str) -> Address | None:

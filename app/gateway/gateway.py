@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from app import entries, messages
-from app.gateway.connections import Bucket, Caller, Connection, Connections, Pending, RestCall
+from app.gateway.connections import Bucket, Caller, Connection, Connections, Pending, Probe, RestCall
 from app.gateway.in_flight import InFlight
 from app.gateway.socket import Socket
 from app.gateway.waiting import Waiting
@@ -39,6 +39,7 @@ EVEN_JITTER_MS = 20.0  # over what a busier machine adds to a timer: fractions o
 MOST_ROUNDS = 4  # of being admitted anew, when what was recorded, or joined, ended meanwhile
 DRAIN_SECONDS = 10.0
 ADMIT_PATIENCE_SECONDS = 0.01  # where others wait already: it has to wait far longer anyway
+PROBE_AGAIN_MS = 60_000
 READY_SECONDS = 3.0  # without a beat for this long the store is away
 
 ENDED, FLOODING, GOING_AWAY = 4401, 4429, 1001
@@ -310,16 +311,16 @@ class Gateway:
             self._not_online(pending, opened)
         asked_as = pending.origin.identity
         if isinstance(caller, Connection) and opened.code == Code.NOT_AUTHENTICATED and caller.identity == asked_as:
-            self._in_flight.end(pending, opened.event, opened.data, opened.code)
+            self._in_flight.end(pending, opened)
             if asked_as is not None:
                 self._session_over(caller, asked_as)
         elif opened.even:
             delay_ms = even_delay((time.monotonic() - pending.started) * 1000, self._hash_ms)
             delay_ms += random.uniform(0, EVEN_JITTER_MS)  # noqa: S311  # noise, not a secret
             loop = asyncio.get_running_loop()
-            loop.call_later(delay_ms / 1000, self._in_flight.end, pending, opened.event, opened.data, opened.code)
+            loop.call_later(delay_ms / 1000, self._in_flight.end, pending, opened)
         else:
-            self._in_flight.end(pending, opened.event, opened.data, opened.code)
+            self._in_flight.end(pending, opened)
 
     def _too_late(self, reply: Sealed) -> None:
         """Its client has been told something else, and so is authenticated as little as before."""
@@ -340,6 +341,17 @@ class Gateway:
         """Its session has ended by time, which nobody else could tell it."""
         self._push(connection, SessionEnded(session_id=identity.session_id, reason="expired"))
         self._end(connection, identity)
+
+    def _probe(self, connection: Connection) -> None:
+        """Has time ended its session? It may have been seen elsewhere, so a worker is asked, as its client would."""
+        identity = connection.identity
+
+        def ended() -> None:
+            if identity is not None and connection.identity == identity:
+                self._session_over(connection, identity)
+
+        probe = Probe("", connection.ip, connection.network, identity, ended=ended)
+        self.ask(probe, messages.typed("account", {}, "probe"), Bucket(None), 0.0)
 
     def _end(self, connection: Connection, identity: Identity) -> None:
         self.connections.identify(connection, None)
@@ -365,12 +377,14 @@ class Gateway:
                 self._notice(notice)
 
     def _notice(self, notice: entries.OpenedNotice) -> None:
-        if notice.only:
-            if (told := self.connections.find(notice.only)) is not None:
-                told.socket.send(messages.push(notice.event, notice.data))
+        if notice.only is not None:
+            if (waiting := self.connections.find(notice.only[1])) is not None:
+                waiting.socket.send(messages.push(notice.event, notice.data))
             return
         for connection in self.connections.of_user(notice.user_id):
             if (self._node, connection.id) == notice.spare or connection.identity is None:
+                continue
+            if notice.devices is not None and connection.identity.device_ref not in notice.devices:
                 continue
             connection.socket.send(messages.push(notice.event, notice.data))
             if notice.close and connection.identity.session_id == notice.session_id:
@@ -406,9 +420,12 @@ class Gateway:
         """Idle, dead and unreading clients; one loop for all, so an idle socket costs no timer."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            now = time.monotonic()
+            now, store_now = time.monotonic(), self.now()
             for connection in self.connections:
                 connection.look_after(now)
+                if connection.probe_at is not None and store_now >= connection.probe_at:
+                    connection.probe_at = store_now + PROBE_AGAIN_MS
+                    self._probe(connection)
 
     async def _tell_positions(self) -> None:
         while True:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from app import messages
+from app.entries import OpenedReply
 from app.gateway.connections import Pending
 from app.gateway.waiting import Waiting
 from app.messages import Code, refusal
@@ -61,11 +62,12 @@ class InFlight:
             pending.again = asyncio.get_running_loop().call_later(seconds, how, pending)
 
     def fail(self, pending: Pending, code: Code, retry_after_ms: int | None = None) -> None:
-        data = messages.encode_data(refusal(code, retry_after_ms=retry_after_ms))
-        self.end(pending, "error", data, code)
+        self.end(
+            pending, OpenedReply("error", messages.encode_data(refusal(code, retry_after_ms=retry_after_ms)), code)
+        )
 
-    def end(self, pending: Pending, event: str, data: bytes, code: str) -> None:
-        """The one terminal event of a request; a second one finds nothing to end."""
+    def end(self, pending: Pending, reply: OpenedReply) -> None:
+        """The one terminal event of a request, after what came before it; a second one finds nothing to end."""
         if self._all.pop(pending.rid, None) is None:
             return
         self._waiting.discard(pending)
@@ -75,9 +77,11 @@ class InFlight:
         caller = pending.caller
         if caller is not None:
             caller.in_flight.pop(pending.frame.id, None)
-            caller.end(event, pending.frame.id, data)
+            for event, data in reply.progress:
+                caller.progress(event, pending.frame.id, data)
+            caller.end(reply.event, pending.frame.id, reply.data)
         milliseconds = round((time.monotonic() - pending.started) * 1000, 1)
-        fields = {"request": pending.rid, "event": pending.frame.kind.event, "code": code, "ms": milliseconds}
+        fields = {"request": pending.rid, "event": pending.frame.kind.event, "code": reply.code, "ms": milliseconds}
         log.info("answered" if caller else "nobody to answer", extra={"fields": fields})
 
     def give_up(self, pending: Pending, code: Code, retry_after_ms: int | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import orjson
@@ -60,8 +61,8 @@ class Rest:
             if event in ("refresh", "logout") and self._uses_cookie(request):
                 return await self._with_cookie(request, event)
             frame = self._frame(request, event, _body(request))
-            answered, data = await self._ask(request, frame, bearer=_bearer(request))
-            return _response(answered, data)
+            answered, data, steps = await self._ask(request, frame, bearer=_bearer(request))
+            return _response(answered, data, steps=steps)
         except Refused as refused:
             return _response("error", messages.encode_data(refused.wrong), refused.status)
 
@@ -76,7 +77,7 @@ class Rest:
         """A refresh token becomes a cookie; no token is returned."""
         self._demand_own_origin(request)
         frame = self._frame(request, "refresh", _body(request))
-        event, data = await self._ask(request, frame)
+        event, data, _ = await self._ask(request, frame)
         if event != REFRESHES:
             return _response(event, data)
         tokens = orjson.loads(data)
@@ -90,9 +91,9 @@ class Rest:
         token = str(request.cookies.get(self._cookie))
         if event == "refresh":
             frame = self._frame(request, event, {"refreshToken": token})
-            answered, data = await self._ask(request, frame)
+            answered, data, _ = await self._ask(request, frame)
         else:
-            answered, data = await self._ask(request, self._frame(request, event, {}), refresh_token=token)
+            answered, data, _ = await self._ask(request, self._frame(request, event, {}), refresh_token=token)
         if answered == REFRESHES:
             tokens = orjson.loads(data)
             token, seconds = tokens.pop("refreshToken"), tokens["refreshExpiresIn"]
@@ -126,7 +127,8 @@ class Rest:
 
     async def _ask(
         self, request: Request, frame: Frame, *, bearer: str = "", refresh_token: str = ""
-    ) -> tuple[str, bytes]:
+    ) -> tuple[str, bytes, list[tuple[str, bytes]]]:
+        """The terminal event and its data, and what came before it."""
         ip = self._doorway.client_ip(request)
         if not self._gateway.room_for(ip):
             raise Refused(429, refusal(Code.RATE_LIMITED, retry_after_ms=1000))
@@ -134,7 +136,8 @@ class Rest:
         bucket = self._bucket(request)
         try:
             self._gateway.ask(call, frame, bucket, bucket.take())
-            return await call.answer
+            event, data = await call.answer
+            return event, data, call.steps
         except asyncio.CancelledError:
             self._gateway.abandon(call)
             raise
@@ -174,8 +177,12 @@ def _refuse(bad: BadFrame) -> NoReturn:
     raise Refused(messages.STATUSES[bad.code], refusal(bad.code, field=bad.field)) from None
 
 
-def _response(event: str, data: bytes, status: int | None = None) -> HTTPResponse:
-    """The terminal event as HTTP: its status by its code, and when to come again."""
+def _response(
+    event: str, data: bytes, status: int | None = None, steps: Sequence[tuple[str, bytes]] = ()
+) -> HTTPResponse:
+    """The terminal event as HTTP: its status by its code, and when to come again. With `progress` where there was any:
+    a device token comes in none of the terminal events.
+    """
     refused: dict[str, Any] = orjson.loads(data)
     code = refused.get("code")
     if status is None:
@@ -183,8 +190,10 @@ def _response(event: str, data: bytes, status: int | None = None) -> HTTPRespons
     headers = {}
     if status in (429, 503):
         headers["retry-after"] = str(math.ceil(refused.get("retryAfterMs", 1000) / 1000))
-    body = orjson.dumps({"event": event, "data": orjson.Fragment(data)})
-    return HTTPResponse(body, status, headers, content_type=JSON)
+    answer: dict[str, Any] = {"event": event, "data": orjson.Fragment(data)}
+    if steps:
+        answer["progress"] = [{"event": step, "data": orjson.Fragment(text)} for step, text in steps]
+    return HTTPResponse(orjson.dumps(answer), status, headers, content_type=JSON)
 
 
 def plain_refusal(request: Request, error: Exception) -> HTTPResponse:

@@ -16,6 +16,7 @@ from sanic.request import Request
 from app.documents import asyncapi, openapi
 from app.gateway.doorway import Doorway
 from app.gateway.gateway import Gateway
+from app.gateway.pages import Pages
 from app.gateway.rest import Rest, plain_refusal
 from app.gateway.socket import Protocol, Socket
 from app.messages import MAX_MESSAGE_BYTES
@@ -54,6 +55,7 @@ def create_app(settings: Settings, gateway: Gateway, jwks: Callable[[], dict[str
     )
     doorway = Doorway(settings)
     app.blueprint(Rest(gateway, doorway).blueprint())
+    app.blueprint(Pages(settings).blueprint())
 
     @app.websocket("/ws", strict_slashes=True)  # type: ignore[untyped-decorator]
     async def websocket(request: Request, socket: Socket) -> None:

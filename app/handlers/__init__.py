@@ -10,7 +10,29 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from app.handlers import account, authenticate, confirm_email, login, logout, refresh, register, resend_confirmation
+from app.handlers import (
+    account,
+    approve_login,
+    authenticate,
+    change_password,
+    confirm_2fa,
+    confirm_email,
+    disable_2fa,
+    enroll_2fa,
+    forget_device,
+    login,
+    logout,
+    new_recovery_codes,
+    refresh,
+    register,
+    request_password_reset,
+    resend_confirmation,
+    reset_password,
+    revoke_other_sessions,
+    revoke_session,
+    verify_2fa,
+    verify_device,
+)
 from app.handlers import sessions as sessions_
 from app.handlers.common import Context, error
 from app.messages import Code, Kind, Request
@@ -29,11 +51,24 @@ HANDLERS: dict[str, Handler] = {
     "confirm_email": confirm_email,
     "resend_confirmation": resend_confirmation,
     "login": login,
+    "verify_device": verify_device,
+    "verify_2fa": verify_2fa,
     "refresh": refresh,
     "authenticate": authenticate,
     "logout": logout,
     "sessions": sessions_,
+    "revoke_session": revoke_session,
+    "revoke_other_sessions": revoke_other_sessions,
+    "request_password_reset": request_password_reset,
+    "reset_password": reset_password,
+    "change_password": change_password,
+    "enroll_2fa": enroll_2fa,
+    "confirm_2fa": confirm_2fa,
+    "disable_2fa": disable_2fa,
+    "new_recovery_codes": new_recovery_codes,
     "account": account,
+    "forget_device": forget_device,
+    "approve_login": approve_login,
 }
 
 

@@ -19,8 +19,8 @@ def decide(request: Account, facts: Facts, ctx: Context) -> Outcome:
     data = AccountData(
         user_id=account.id,
         email=account.email,
-        has2fa=False,
-        recovery_codes_left=0,
+        has2fa=account.has2fa,
+        recovery_codes_left=len(account.recovery.split()),
         devices=tuple(DeviceItem(d.ref, d.name or None, iso(d.seen)) for d in devices),
         created_at=iso(account.created),
     )

@@ -5,9 +5,9 @@ Refuses token_invalid, token_expired, token_revoked.
 
 from __future__ import annotations
 
-from app.handlers.common import Context, refuse
+from app.handlers.common import Context, identity_of, refuse
 from app.messages import Authenticate, Authenticated, Code
-from app.records import ConfirmSession, Facts, Identity, Needs, Outcome, Verdict
+from app.records import ConfirmSession, Facts, Needs, Outcome, Verdict
 from app.rules import Life, session_life
 from app.tokens import AccessClaims
 
@@ -37,6 +37,6 @@ def decide(request: Authenticate, facts: Facts, ctx: Context) -> Outcome:
         data,
         Verdict.PASSED,
         writes=(ConfirmSession(session, facts.now),),
-        identity=Identity(account.id, session.id),
+        identity=identity_of(session, facts.now),
         subject=account.id,
     )

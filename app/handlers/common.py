@@ -1,25 +1,35 @@
-"""What several handlers share: their context, refusals, and the start of a session."""
+"""What several handlers share: their context, refusals, and the steps of a login."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app import rules
-from app.messages import Code, LoginSuccess, SessionEnded, SessionStarted, refusal
+from app import rules, totp
+from app.messages import Code, LoginSuccess, SecondFactorRequired, SecurityAlert, SessionEnded, SessionStarted, refusal
 from app.passwords import PasswordCheck
 from app.records import (
     Account,
+    Attempt,
+    BindChallenge,
+    Challenge,
+    ChangeAccount,
+    ConfirmSession,
     Device,
     EndSession,
     Facts,
     Identity,
+    Mail,
+    MailKind,
     Notice,
     Origin,
     Outcome,
+    PutChallenge,
     Session,
     StartSession,
     Verdict,
+    Write,
 )
 from app.settings import Settings
 from app.tokens import Mint, RefreshToken, new_id
@@ -59,6 +69,12 @@ def rate_limited(facts: Facts, *names: str) -> Outcome | None:
     return error(Code.RATE_LIMITED, retry_after_ms=max(waits)) if waits else None
 
 
+def too_many(event: str, facts: Facts, *names: str) -> Outcome | None:
+    """The refusal `too_many_attempts` when one of these limits has no place."""
+    waits = [facts.refused[name] for name in names if name in facts.refused]
+    return refuse(event, Code.TOO_MANY_ATTEMPTS, retry_after_ms=max(waits)) if waits else None
+
+
 def known_device(token: str | None, facts: Facts, ctx: Context) -> Device | None:
     """The account's trusted device that holds this token."""
     if token is None:
@@ -67,10 +83,64 @@ def known_device(token: str | None, facts: Facts, ctx: Context) -> Device | None
     return next((device for device in facts.devices if device.mac == mac), None)
 
 
-def start_session(
-    account: Account, device: Device | None, device_name: str | None, amr: tuple[str, ...], facts: Facts, ctx: Context
-) -> Outcome:
+def waiting(facts: Facts, kind: str, ctx: Context) -> Challenge | None:
+    """The challenge, where it is of this kind, in time, and this connection may answer it."""
+    challenge = facts.challenge
+    if challenge is None or challenge.kind != kind or facts.now >= challenge.expires:
+        return None
+    return challenge if challenge.may_be_answered_by(ctx.origin.connection) else None
+
+
+def mail(kind: MailKind, account: Account, facts: Facts, ctx: Context, **more: Any) -> Mail:
+    """A mail to an account about what this request does, which is told how that goes."""
+    origin = ctx.origin
+    tell = (origin.node, origin.connection) if origin.connection else None
+    return Mail(kind, account.email, account.locale, ip=origin.ip, at=facts.now, tell=tell, **more)
+
+
+def alert(account: Account, kind: str, ctx: Context) -> Notice:
+    """Tells the account's other connections that something happened that its owner should know of."""
+    return Notice(account.id, "", SecurityAlert(kind=kind), (ctx.origin.node, ctx.origin.connection))
+
+
+# --- the steps of a login ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A login so far: from which device, by what proofs (`amr`, RFC 8176)."""
+
+    account: Account
+    device: Device | None  # a trusted one
+    device_name: str
+    amr: tuple[str, ...] = ("pwd",)
+    noticed: bool = True  # its owner need not be mailed that somebody came from a new device
+
+
+def go_on(arrival: Arrival, facts: Facts, ctx: Context) -> Outcome:
+    """What comes after the device: the second factor, or the session."""
+    if not arrival.account.has2fa:
+        return start_session(arrival, facts, ctx)
+    account = arrival.account
+    challenge = Challenge(
+        id=f"{new_id(ctx.mint.kid)}.{account.id}",  # rules.factor_subject
+        kind="second_factor",
+        email=account.email,
+        expires=facts.now + rules.CHALLENGE_MS,
+        user_id=account.id,
+        bound=ctx.origin.connection,
+        device_ref=arrival.device.ref if arrival.device else "",
+        device_name=arrival.device_name,
+        noticed=arrival.noticed,
+    )
+    methods = ("totp", "recovery_code") if account.recovery else ("totp",)
+    asked = SecondFactorRequired(challenge=challenge.id, methods=methods, expires_in=rules.CHALLENGE_MS // 1000)
+    return Outcome(asked.event, asked, Verdict.PASSED, writes=(PutChallenge(challenge),), subject=account.id)
+
+
+def start_session(arrival: Arrival, facts: Facts, ctx: Context) -> Outcome:
     """The last step of every login: a new session, its tokens, and the account's other connections told of it."""
+    account, device = arrival.account, arrival.device
     session = Session(
         id=new_id(ctx.mint.kid),
         user_id=account.id,
@@ -79,28 +149,81 @@ def start_session(
         created=facts.now,
         seen=facts.now,
         ip=ctx.origin.ip,
-        amr=amr,
+        amr=arrival.amr,
         device_ref=device.ref if device else "",
-        device_name=device_name or (device.name if device else ""),
+        device_name=arrival.device_name or (device.name if device else ""),
     )
     here = (ctx.origin.node, ctx.origin.connection)
     told = SessionStarted(session_id=session.id, device_name=session.device_name or None, ip=session.ip)
-    crowded_out = [end_session(old, "too_many_sessions", here) for old in facts.sessions]
+    crowded_out = end_sessions(facts.sessions, "too_many_sessions", here)
+    notice = mail("login_notice", account, facts, ctx, device=session.device_name)
     return Outcome(
         LoginSuccess.event,
         LoginSuccess(**tokens(session, facts, ctx)),
         Verdict.PASSED,
-        writes=(StartSession(session, account, device), *(write for write, _ in crowded_out)),
-        notices=(Notice(account.id, session.id, told, here), *(notice for _, notice in crowded_out)),
-        identity=Identity(account.id, session.id),
+        writes=(StartSession(session, account, device), *crowded_out[0]),
+        notices=(Notice(account.id, session.id, told, here), *crowded_out[1]),
+        mails=() if arrival.noticed else (notice,),
+        identity=identity_of(session, facts.now),
         subject=account.id,
     )
+
+
+def identity_of(session: Session, now: int) -> Identity:
+    """What a connection is authenticated as, once its session is seen now."""
+    return Identity(session.user_id, session.id, session.device_ref, rules.session_ends(replace(session, seen=now)))
 
 
 def end_session(session: Session, reason: str, spare: tuple[str, str]) -> tuple[EndSession, Notice]:
     """Ending a session and telling everybody whom it concerns; its connections close."""
     told = SessionEnded(session_id=session.id, reason=reason)
     return EndSession(session, reason), Notice(session.user_id, session.id, told, spare, close=True)
+
+
+def end_sessions(
+    sessions: Iterable[Session], reason: str, spare: tuple[str, str]
+) -> tuple[tuple[EndSession, ...], tuple[Notice, ...]]:
+    ended = [end_session(session, reason, spare) for session in sessions]
+    return tuple(write for write, _ in ended), tuple(notice for _, notice in ended)
+
+
+def others(facts: Facts) -> list[Session]:
+    """The account's living sessions but for the one that asks."""
+    living = (session for session in facts.sessions if rules.session_life(session, facts.now) is rules.Life.ACTIVE)
+    return [session for session in living if facts.session is None or session.id != facts.session.id]
+
+
+def resumed(facts: Facts, origin: Origin) -> tuple[Write, ...]:
+    """What it takes to give a recorded answer again: its session lives, and its challenge may be answered from here."""
+    if (session := facts.session) is not None:
+        return (ConfirmSession(session, session.seen),)
+    challenge, here = facts.challenge, origin.connection
+    if challenge is None or not here or challenge.may_be_answered_by(here):
+        return ()
+    bound: tuple[Write, ...] = (BindChallenge(challenge, here),)
+    account = facts.account
+    attempt = Attempt.read(account.attempt) if account else None
+    if account is None or attempt is None or attempt.challenge != challenge.id:
+        return bound
+    moved = replace(attempt, node=origin.node, connection=here)
+    return (*bound, ChangeAccount(account, replace(account, attempt=moved.text)))
+
+
+# --- the second factor ---------------------------------------------------------------------------------------------
+
+
+def use_factor(
+    account: Account, code: str | None, recovery_code: str | None, facts: Facts, ctx: Context
+) -> Account | None:
+    """The account once this code has been used up; None when it is none of its own, or was used before."""
+    if not account.has2fa:
+        return None
+    if recovery_code is not None:
+        left = ctx.mint.without_recovery_code(account.id, account.recovery, recovery_code)
+        return None if left is None else replace(account, recovery=left)
+    seed = ctx.mint.open_seed(account.id, account.totp)
+    step = totp.step_of(seed, code or "", facts.seconds, account.totp_step)
+    return None if step is None else replace(account, totp_step=step)
 
 
 def tokens(session: Session, facts: Facts, ctx: Context) -> dict[str, Any]:

@@ -6,7 +6,7 @@ address was confirmed by another registration); error rate_limited when the netw
 
 from __future__ import annotations
 
-from app.handlers.common import Context, rate_limited, refuse
+from app.handlers.common import Context, rate_limited, refuse, waiting
 from app.messages import Code, ConfirmEmail, EmailConfirmed
 from app.records import Account, CreateAccount, Device, Facts, Needs, Outcome, Verdict
 from app.rules import code_limits
@@ -23,8 +23,8 @@ def needs(request: ConfirmEmail, ctx: Context) -> Needs:
 def decide(request: ConfirmEmail, facts: Facts, ctx: Context) -> Outcome:
     if limited := rate_limited(facts, "ip"):
         return limited
-    challenge = facts.challenge
-    if challenge is None or facts.now >= challenge.expires or "tries" in facts.refused:
+    challenge = waiting(facts, "registration", ctx)
+    if challenge is None or "tries" in facts.refused:
         return refuse(REFUSED, Code.CHALLENGE_EXPIRED)
     if not ctx.mint.code_matches(challenge.code_mac, challenge.id, request.code):
         return refuse(REFUSED, Code.INVALID_CODE, Verdict.FAILED, field="code")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from app.handlers.common import Context, end_session, refuse, tokens
+from app.handlers.common import Context, alert, end_session, refuse, tokens
 from app.messages import Code, Refresh, TokenRefreshed
 from app.records import ConfirmSession, Facts, Needs, Outcome, RotateSession, Verdict
 from app.rules import Turn, refresh_turn
@@ -34,7 +34,7 @@ def decide(request: Refresh, facts: Facts, ctx: Context) -> Outcome:
     if turn is Turn.END:
         ended, notice = end_session(session, "token_reused", (ctx.origin.node, ""))
         refused = refuse(REFUSED, Code.TOKEN_REUSED, subject=session.user_id)
-        return replace(refused, writes=(ended,), notices=(notice,))
+        return replace(refused, writes=(ended,), notices=(notice, alert(account, "token_reused", ctx)))
     if turn is Turn.ROTATE:
         current = replace(session, counter=session.counter + 1)
         write: RotateSession | ConfirmSession = RotateSession(session, facts.now)

@@ -1,7 +1,7 @@
 """register: a pending registration, and a code mailed to who claims the address.
 
-Nothing but the mail tells whether the address is taken. Refuses password_too_short; address_taken only where
-FIN_EMAIL_CONFIRMATION is off; error rate_limited when the network has started too many.
+Nothing but the mail tells whether the address is taken. Refuses password_too_short, password_common; address_taken
+only where FIN_EMAIL_CONFIRMATION is off; error rate_limited when the network has started too many.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from app import rules
 from app.handlers.common import Context, rate_limited, refuse
 from app.messages import Code, Register, RegisterAccepted
+from app.passwords import weakness
 from app.records import Account, Challenge, CreateAccount, Device, Facts, Mail, Needs, Outcome, PutChallenge, Verdict
 from app.tokens import new_code, new_id
 
@@ -23,11 +24,12 @@ def needs(request: Register, ctx: Context) -> Needs:
 def decide(request: Register, facts: Facts, ctx: Context) -> Outcome:
     if limited := rate_limited(facts, "registrations"):
         return limited
-    if len(request.password) < ctx.settings.min_password:
-        return refuse(REFUSED, Code.PASSWORD_TOO_SHORT, field="password")
+    settings = ctx.settings
+    if weak := weakness(request.password, settings.min_password, request.email, settings.public_url):
+        return refuse(REFUSED, weak, field="password")
     user_id = new_id(ctx.mint.kid)
-    record = ctx.passwords.hash(user_id)
-    if not ctx.settings.email_confirmation:
+    record = ctx.passwords.hash(user_id, request.password)
+    if not settings.email_confirmation:
         return _at_once(request, user_id, record, facts, ctx)
     code, id = new_code(), new_id(ctx.mint.kid)
     challenge = Challenge(

@@ -161,9 +161,9 @@ class MailerLoop:
         """Whoever caused it, where that may know; once, or not at all."""
         if mail.tell is None or mail.kind == "decoy":
             return
-        node, connection = mail.tell
+        node, _ = mail.tell
         event = MailStatus(kind=mail.kind, status=status)
-        notice = Notice("", "", event, ("", ""), only=connection)
+        notice = Notice("", "", event, only=mail.tell)
         try:
             await self._queue.tell(node, entries.sign_notice(self._edge, notice))
         except Unavailable as error:

@@ -1,1 +1,1 @@
-"""What an operator asks by `python -m app keys|status|dead …`: read, asked and answered in words; never a secret."""
+"""What an operator asks by `python -m app keys|status|dead|audit|users …`, answered in words; never a secret."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from app.settings import Fault
 
@@ -12,6 +14,10 @@ NONE = "-"
 
 class Misuse(Fault):
     """A command that there is not."""
+
+
+class Undone(Fault):
+    """What was asked for could not be done."""
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -48,3 +54,8 @@ def figure(number: float) -> str:
 def plain(said: str) -> str:
     """What others have written, without what would move a terminal's cursor or break a line."""
     return "".join(character if character.isprintable() else "?" for character in said)
+
+
+def line_of_json(found: Mapping[str, Any]) -> str:
+    """In printable ASCII alone, whatever others have written."""
+    return json.dumps(found, separators=(",", ":")).replace("\x7f", "\\u007f")
