@@ -14,13 +14,15 @@ from typing import Any
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-STALL, DROP = "stall", "drop"
+STALL, DROP, MUTE = "stall", "drop", "mute"
 TAKEN = "250 taken"
 
 
 class PostOffice:
-    """What was taken, in order. `rules`: by what stands in an address, what is answered to its message, or to RCPT
-    where it starts with "rcpt "; STALL is no answer, and DROP the end of the connection in the middle of the message.
+    """What was taken, in order.
+
+    `rules`: by what stands in an address, what is answered to its message, or to RCPT where it starts with "rcpt ".
+    STALL is no answer, MUTE none to a message that was taken all the same, DROP the connection's end amid the message.
     """
 
     def __init__(self) -> None:
@@ -117,12 +119,14 @@ class PostOffice:
         answer = self.rule(address)
         if answer == STALL:
             await asyncio.Event().wait()
-        if answer == TAKEN:
+        if answer in (TAKEN, MUTE):
             assert isinstance(envelope.content, bytes)
             assert envelope.mail_from is not None
             self.senders.append(envelope.mail_from)
             self.taken.append(email.message_from_bytes(envelope.content, policy=email.policy.default))
             await self.tell()
+        if answer == MUTE:
+            await asyncio.Event().wait()
         return answer
 
 

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import json
+import re
 import ssl
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from email.message import EmailMessage
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from redis import Redis
 
-from adapters import smtp
+from adapters import names, smtp
+from adapters.redis_store import text
 from adapters.smtp import SmtpMailer
+from app import entries
+from app.messages import MailStatus
 from app.ports import Undeliverable
-from app.records import Mail
+from app.records import Mail, Notice
+from app.settings import read_secrets
 from app.smtp import Smtp, is_sender, read
-from tests.post_office import DROP, STALL, PostOffice
+from tests.deployment import CODES, Deployment, new_address
+from tests.post_office import DROP, MUTE, STALL, PostOffice
 
 AT = 1_795_542_700_123
 PASSWORD = "correct+horse/battery"
@@ -286,3 +299,167 @@ def test_mails_in_the_clear_are_a_warning_and_no_password_is_in_a_repr() -> None
 )
 def test_a_sender_is_one_address(text: str, good: bool) -> None:
     assert is_sender(text) == good
+
+
+# --- a deployment that sends ------------------------------------------------------------------------------------------
+
+LIMIT_SECONDS = 3.0  # for a login on a busy machine: far less than any time-out of a mail server
+
+
+async def register(running: Deployment, client: Any, address: str) -> str:
+    """The challenge; and it is answered as if there were no mail."""
+    began = time.monotonic()
+    accepted = await client.ask("register", email=address, password=PASSWORD)
+    assert accepted.event == "register_accepted"
+    assert time.monotonic() - began < LIMIT_SECONDS
+    return str(accepted.data["challenge"])
+
+
+def code_in(message: EmailMessage) -> str:
+    body = message.get_body(("plain",))
+    assert body is not None
+    [code] = re.findall(r"\d{6,}", body.get_content())
+    CODES.add(code)
+    return str(code)
+
+
+def deployed(folder: Path, redis_url: str, office: PostOffice, **more: Any) -> AbstractContextManager[Deployment]:
+    settings = {"FIN_MAIL_URL": f"smtp://127.0.0.1:{office.port}", "FIN_MAIL_FROM": "Fin <fin@login.test>"}
+    return Deployment.start(folder, redis_url, settings=settings, **more)
+
+
+@pytest.mark.parametrize("trouble", ["dead", "rcpt stall", STALL, DROP, "451 come again"])
+async def test_nobody_who_registers_or_logs_in_waits_for_a_mail_server_and_the_mail_comes_once_that_is_well(
+    redis_url: str, tmp_path: Path, trouble: str
+) -> None:
+    async with PostOffice.open() as office:
+        with deployed(tmp_path, redis_url, office) as running:
+            async with running.client() as client:
+                known = new_address()
+                challenge = await register(running, client, known)
+                await office.until(lambda: bool(office.to(known)))
+                code = code_in(office.to(known)[0])
+                confirmed = await client.ask("confirm_email", challenge=challenge, code=code)
+                assert confirmed.event == "email_confirmed"
+                if trouble == "dead":
+                    office.stop()
+                else:
+                    office.rules["@"] = trouble
+                waiting = [new_address() for _ in range(12)]  # more than a mailer has connections
+                challenges = [await register(running, client, address) for address in waiting]
+                for _ in range(5):
+                    began = time.monotonic()
+                    assert (await client.ask("login", email=known, password=PASSWORD)).event == "login_success"
+                    assert time.monotonic() - began < LIMIT_SECONDS
+                office.rules.clear()
+                if trouble == "dead":
+                    await office.start()
+                office.hang_up()
+                await office.until(lambda: all(office.to(address) for address in waiting))
+                for address, challenge in zip(waiting, challenges):
+                    [message] = office.to(address)
+                    assert message["From"] == "Fin <fin@login.test>"
+                    confirmed = await client.ask("confirm_email", challenge=challenge, code=code_in(message))
+                    assert confirmed.event == "email_confirmed"
+            with Redis.from_url(redis_url) as redis:
+                await until(lambda: redis.xlen(names.MAIL) == 0)
+        assert set(office.count().values()) == {1}
+
+
+async def test_through_the_death_of_a_mailer_every_mail_comes_and_only_what_it_was_sending_comes_twice(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with PostOffice.open() as office:
+        with deployed(tmp_path, redis_url, office) as running:
+            async with running.client() as client:
+                mute, later = [f"mute{n}@example.com" for n in range(3)], [f"later{n}@example.com" for n in range(3)]
+                office.rules = {"mute": MUTE, "later": "451 come again"}
+                for address in (*mute, *later, *(new_address() for _ in range(6))):
+                    await register(running, client, address)
+                await office.until(lambda: len(office.taken) == 9 and all(office.tries[each] >= 2 for each in later))
+                [mailer] = running.of("mailer")
+                running.kill(mailer)
+                office.rules.clear()
+                running.add("mailer")
+                for address in (fresh := [new_address() for _ in range(3)]):
+                    await register(running, client, address)
+                with Redis.from_url(redis_url) as redis:
+                    await until(lambda: redis.xlen(names.MAIL) == 0)
+                assert all(office.to(address) for address in (*mute, *later, *fresh))
+        twice = {str(message["To"]) for message in office.taken if office.count()[str(message["Message-ID"])] > 1}
+        assert twice == set(mute)  # the server had taken them, and nobody lived to hear it
+        assert sorted(office.count().values()) == [1] * 12 + [2] * 3
+        texts = {message.as_bytes() for message in office.taken}
+        assert len(texts) == 15  # both times the same
+
+
+async def test_what_is_refused_for_good_is_a_dead_letter_that_an_operator_sees_and_can_send_again(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with PostOffice.open() as office:
+        office.rules["never"] = "rcpt 550 5.1.1 no such mailbox"
+        with deployed(tmp_path, redis_url, office) as running:
+            async with running.client() as client:
+                refused, good = "never@example.com", new_address()
+                challenge = await register(running, client, refused)
+                await register(running, client, good)
+                await office.until(lambda: bool(office.to(good)))
+                with Redis.from_url(redis_url) as redis:
+                    await until(lambda: redis.xlen(names.DEAD) == 1)
+                [letter] = json.loads(await running.command("dead", "list", "--json"))["letters"]
+                assert letter["reason"] == "refused for good: 550 5.1.1 no such mailbox"
+                assert (letter["lane"], letter["retryable"], office.tries[refused]) == ("mail", True, 1)
+                office.rules.clear()
+                await running.command("dead", "retry", letter["id"])
+                await office.until(lambda: bool(office.to(refused)))
+                [message] = office.to(refused)
+                confirmed = await client.ask("confirm_email", challenge=challenge, code=code_in(message))
+                assert confirmed.event == "email_confirmed"
+                assert "There are no dead letters" in await running.command("dead", "list")
+
+
+async def test_a_mailer_that_is_told_to_stop_while_a_server_stalls_is_gone_in_time_and_loses_nothing(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with PostOffice.open() as office:
+        office.rules["@"] = STALL
+        with deployed(tmp_path, redis_url, office) as running:
+            async with running.client() as client:
+                addresses = [new_address() for _ in range(12)]
+                for address in addresses:
+                    await register(running, client, address)
+                await office.until(lambda: len(office.tries) == 10)
+                [mailer] = running.of("mailer")
+                began = time.monotonic()
+                assert await asyncio.to_thread(mailer.end) == 0
+                assert time.monotonic() - began < 15
+                running.processes.remove(mailer)
+                office.rules.clear()
+                running.add("mailer")
+                await office.until(lambda: all(office.to(address) for address in addresses))
+        assert set(office.count().values()) == {1}
+
+
+async def until(true: Callable[[], bool], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_push_for_one_connection_reaches_that_one_whoever_it_is(deployment: Deployment) -> None:
+    edge = read_secrets(deployment.environ, "edge")
+    event = MailStatus(kind="new_device", status="retrying")
+    async with deployment.client() as first, deployment.client() as second:
+        with Redis.from_url(deployment.redis_url) as redis:
+            for only in (second.hello["connectionId"], "nobody"):
+                signed = entries.sign_notice(edge, Notice("", "", event, ("", ""), only=only))
+                for node in redis.zrange(names.LIVING, 0, -1):
+                    redis.xadd(
+                        names.REPLIES + node.decode(), {"k": "notice", "x": text(signed.body), "m": text(signed.mac)}
+                    )
+        pushed = await asyncio.wait_for(second.pushes.get(), 10)
+        assert (pushed["event"], pushed["data"]) == ("mail_status", {"kind": "new_device", "status": "retrying"})
+        await second.ask("login", email=new_address(), password=PASSWORD)  # by then all of it has been read
+        await first.ask("login", email=new_address(), password=PASSWORD)
+        assert first.pushes.empty()
+        assert second.pushes.empty()
