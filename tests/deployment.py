@@ -224,6 +224,7 @@ class Deployment:
             self.processes.remove(old)
         for gateway in self.of("gateway"):
             self.wait_ready(gateway)
+        self._wait_working()
 
     def of(self, role: str) -> list[Process]:
         return [process for process in self.processes if process.role == role]
@@ -244,6 +245,14 @@ class Deployment:
                 assert gateway.popen.poll() is None, gateway.log.read_text()
                 time.sleep(0.02)
         raise AssertionError("\n".join(process.log.read_text() for process in self.processes))
+
+    def _wait_working(self) -> None:
+        """Until every worker has given a sign of life; one that is told to end before that ends badly."""
+        until = time.monotonic() + START_SECONDS
+        with Redis.from_url(self.redis_url) as redis:
+            while int(redis.hlen(names.WORKERS)) < len(self.of("worker")):
+                assert time.monotonic() < until, "\n".join(process.log.read_text() for process in self.of("worker"))
+                time.sleep(0.02)
 
     # --- clients -----------------------------------------------------------------------------------------------
 
