@@ -267,7 +267,7 @@ class Deployment:
     def client(self, gateway: int = 0, *, checked: bool = True, **options: Any) -> AbstractAsyncContextManager[Any]:
         """A client whose every frame is held against the message types, unless its speed is what matters."""
         if self.transport == "rest":
-            return rest_client(self.url(gateway, "http", ""))
+            return rest_client(self.url(gateway, "http", ""), options.get("additional_headers"))
 
         def watch(way: str, frame: bytes) -> None:
             collect(frame)
@@ -331,13 +331,19 @@ class Deployment:
 class RestClient:
     """Asks over REST what `app.client.Client` asks over a WebSocket; is who it last logged in or authenticated as."""
 
-    def __init__(self, base: str) -> None:
-        self._base = base
+    def __init__(self, base: str, headers: Mapping[str, str] | None = None) -> None:
+        self._base, self._headers = base, headers
         self._bearer: str | None = None
 
     async def ask(self, event: str, *, timeout_ms: int | None = None, key: str | None = None, **data: Any) -> Answer:
         status, headers, body = await asyncio.to_thread(
-            http, "POST", f"{self._base}/v1/{event}", orjson.dumps(data), bearer=self._bearer, key=key
+            http,
+            "POST",
+            f"{self._base}/v1/{event}",
+            orjson.dumps(data),
+            bearer=self._bearer,
+            key=key,
+            headers=self._headers,
         )
         collect(orjson.dumps({"data": data, "key": key}))
         collect(body)
@@ -354,8 +360,8 @@ class RestClient:
 
 
 @asynccontextmanager
-async def rest_client(base: str) -> AsyncIterator[RestClient]:
-    yield RestClient(base)
+async def rest_client(base: str, headers: Mapping[str, str] | None = None) -> AsyncIterator[RestClient]:
+    yield RestClient(base, headers)
 
 
 def http(
