@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from urllib.error import HTTPError
@@ -15,6 +14,7 @@ import orjson
 import pytest
 
 from app.messages import Code
+from tests.browser import needs, npm_folder
 from tests.deployment import ROOT, Deployment, new_address
 
 WEB = ROOT / "app/web"
@@ -109,7 +109,7 @@ def test_there_is_no_mailbox_where_others_can_listen_in(redis_url: str, tmp_path
         assert b'name="fin-mailbox" content="off"' in get(deployment.url(0, "http", "/"))[2]
 
 
-# --- under node ------
+# --- under node -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.all
@@ -125,21 +125,13 @@ def test_client_js_keeps_its_promises() -> None:
 
 
 @pytest.mark.all
-def test_the_scripts_types_hold(npm: Path) -> None:
+def test_the_scripts_types_hold() -> None:
+    npm = npm_folder()
     options = "--noEmit --checkJs --allowJs --strict --target es2022 --module esnext --moduleResolution bundler"
     ran = subprocess.run(
-        ["npx", "--no-install", "tsc", *options.split(), "--lib", "es2022,dom,dom.iterable", "--types", "",
+        ["npx", "--no-install", "tsc", *options.split(), "--lib", "es2022,dom,dom.iterable",
          str(WEB / "main.js"), str(WEB / "mailbox.js")],
         cwd=npm, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
     assert ran.returncode == 0, ran.stdout
-
-
-def needs(*commands: str) -> None:
-    """Where CI runs, everything has to be there."""
-    if missing := [command for command in commands if not shutil.which(command)]:
-        why = f"{', '.join(missing)} is not on the PATH"
-        if os.environ.get("CI") == "true":
-            pytest.fail(why)
-        pytest.skip(why)

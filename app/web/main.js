@@ -126,4 +126,5 @@ if (location.pathname === "/" || location.pathname === "/account") {
   await client.resume();
 }
 ready = true;
-route();
+await route();
+performance.mark("interactive");
