@@ -98,10 +98,13 @@ class Person:
     async def follows(self, key: str) -> None:
         await self.page.get_by_role("link", name=self.text(key), exact=True).click()
 
+    def field(self, key: str) -> Locator:
+        return self.page.get_by_label(self.text(key), exact=True).and_(self.page.locator("input"))
+
     async def types(self, **fields: str) -> None:
         """By the label of a field, as a person finds it."""
         for key, value in fields.items():
-            await self.page.get_by_label(self.text(key), exact=True).fill(value)
+            await self.field(key).fill(value)
 
     async def sees(self, key: str, *, within: float = PATIENCE_MS, **values: object) -> None:
         """A text of the pages, up to what is not known of it."""

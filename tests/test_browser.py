@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from app.client import connect
+from app.messages import Lane
 from tests.browser import Browser, Person
-from tests.deployment import PASSWORD, Account, Deployment, new_address
+from tests.deployment import PASSWORD, Account, Deployment, in_lane, new_address
 from tests.test_devices import Authenticator
 
 pytestmark = pytest.mark.all
@@ -210,7 +212,9 @@ async def test_a_gateway_that_dies_in_the_middle_of_a_login_is_not_noticed_but_a
     [worker], [gateway] = alone.of("worker"), alone.of("gateway")
     worker.pause()
     await person.signs_in(account.email, account.password)
-    await person.sees("placeNext")
+    with Redis.from_url(alone.redis_url) as redis:
+        while not in_lane(redis, Lane.HASH):
+            await asyncio.sleep(0.01)
     alone.kill(gateway)
     await person.sees("resending")
     alone.wait_listening(alone.add("gateway", port=gateway.port))
@@ -244,7 +248,7 @@ async def test_the_place_in_the_queue_counts_down_to_the_account(browser: Browse
     places = [int(place) for place in await person.page.evaluate("globalThis.places") if place]
 
     assert places == sorted(places, reverse=True)
-    assert places[0] == 17 and len(set(places)) >= 3
+    assert places[0] == 16 and len(set(places)) >= 3
 
 
 async def test_offline_is_said_and_what_was_asked_meanwhile_is_answered_when_it_is_over(
@@ -323,7 +327,7 @@ async def test_what_is_typed_wrong_is_said_beside_the_field(
     assert await person.page.evaluate("document.documentElement.lang") == language[:2]
     await person.presses("signinButton")
     await person.sees("missing_email")
-    email = person.page.get_by_label(person.text("email"), exact=True)
+    email = person.field("email")
     assert await email.evaluate("field => document.activeElement === field")
     assert await email.get_attribute("aria-invalid") == "true"
     described = await email.get_attribute("aria-describedby")

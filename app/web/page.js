@@ -294,8 +294,8 @@ function queue(place) {
       if (event === "queued") {
         if (!number) build();
         first = Math.max(first, data.position);
-        if (number) number.textContent = data.position > 1 ? data.position.toLocaleString(language) : "";
-        $(place, ".place span").textContent = t(data.position > 1 ? "place" : "placeNext");
+        if (number) number.textContent = data.position > 0 ? data.position.toLocaleString(language) : "";
+        $(place, ".place span").textContent = t(data.position > 0 ? "place" : "placeNext");
         /** @type {HTMLProgressElement} */ ($(place, "progress")).value = 1 - data.position / (first + 1);
         $(place, "p:last-child").textContent = t("eta", { time: span(data.etaMs) });
         say();

@@ -147,7 +147,7 @@ export const STRINGS = {
     attemptOver: "That sign-in is over; there is nothing left to approve.",
     attemptWrong: "That is not the number the new device shows. The sign-in has to be started again there.",
 
-    place: "is your place in line",
+    place: "ahead of you in line",
     placeNext: "You are next",
     eta: "About {time}. Leave this page open; it goes on by itself.",
     retrying: "{why} We try again by ourselves in {time}.",
@@ -370,7 +370,7 @@ export const STRINGS = {
     attemptOver: "Essa entrada já terminou; não há mais nada para aprovar.",
     attemptWrong: "Não é o número que o novo dispositivo mostra. A entrada precisa ser iniciada de novo nele.",
 
-    place: "é o seu lugar na fila",
+    place: "na fila antes de você",
     placeNext: "Você é o próximo",
     eta: "Cerca de {time}. Deixe esta página aberta; ela continua sozinha.",
     retrying: "{why} Tentaremos de novo automaticamente em {time}.",
