@@ -20,7 +20,7 @@ from tests.test_devices import Authenticator
 pytestmark = pytest.mark.all
 
 NEW_PASSWORD = "seven brown owls in a boat"
-PHONE = (390, 844)
+PHONE = (390, 880)
 LANGUAGES = pytest.mark.parametrize("language", ["en-US", "pt-BR"])
 Look = Callable[[Person, str], Awaitable[None]]
 
@@ -31,14 +31,15 @@ def browser() -> Browser:
 
 
 async def look(person: Person, view: str) -> None:
-    """No serious violation on any page."""
+    """No serious violation on any page, and nothing that sticks out at its side."""
     assert await person.serious_violations() == [], view
+    assert await person.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, view
 
 
-async def known(person: Person, deployment: Deployment, password: str = PASSWORD) -> Account:
+async def known(person: Person, deployment: Deployment, address: str | None = None) -> Account:
     """An account made over the wire, on whose trusted device this person sits."""
     async with deployment.client() as client:
-        account = await deployment.sign_up(client, password=password)
+        account = await deployment.sign_up(client, address)
     script = (
         """([email, token]) => import("/web/client.js").then(({keepDeviceToken}) => keepDeviceToken(email, token))"""
     )
@@ -46,9 +47,11 @@ async def known(person: Person, deployment: Deployment, password: str = PASSWORD
     return account
 
 
-async def signed_in(browser: Browser, deployment: Deployment, **how: Any) -> tuple[Person, Account]:
+async def signed_in(
+    browser: Browser, deployment: Deployment, address: str | None = None, **how: Any
+) -> tuple[Person, Account]:
     person = await browser.person(deployment.url(0, "http", ""), **how)
-    account = await known(person, deployment)
+    account = await known(person, deployment, address)
     await person.signs_in(account.email, account.password)
     await person.is_at("accountTitle")
     return person, account

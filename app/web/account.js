@@ -1,7 +1,7 @@
 // @ts-check
 /** The page of somebody who is signed in: sessions, the second factor, the password, devices, who else wants in. */
 
-import { $, atLeave, complain, copy, fault, focusOn, part, refused, show, submits, t, toast } from "./page.js";
+import { $, announce, atLeave, copy, fault, focusOn, part, refused, show, submits, t, toast } from "./page.js";
 import { has, locale } from "./strings.js";
 
 /** @typedef {import("./enter.js").App} App */
@@ -259,17 +259,23 @@ function password(app, panel, email) {
 function attempts({ client }, place) {
   const title = document.title;
   const over = (/** @type {string} */ text) => {
+    device = "";
     place.replaceChildren();
     document.title = title;
     if (text) toast(text);
   };
+  let device = ""; // that wants in
+  atLeave(client.on("session_started", ({ deviceName, ip }) => { // by its code: there is nothing left to approve
+    if (device === `${deviceName} ${ip}`) over("");
+  }));
   atLeave(client.on("login_attempt", ({ loginId, deviceName, ip }) => {
+    device = `${deviceName} ${ip}`;
     const form = part("part-attempt");
     const lead = t("attemptLead", { device: deviceName ?? t("unknownDevice"), ip });
     $(form, "[data-lead]").textContent = lead;
     place.replaceChildren(form);
     document.title = `● ${t("attemptTitle")}`;
-    toast(t("attemptTitle"));
+    announce(`${t("attemptTitle")}. ${lead}`);
     place.scrollIntoView({ block: "nearest" });
     /** @param {boolean} approve @param {string} [matchNumber] @param {any} [onProgress] */
     const decide = async (approve, matchNumber, onProgress) => {

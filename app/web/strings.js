@@ -145,7 +145,7 @@ export const STRINGS = {
     attemptApproved: "Approved. The new device is being signed in.",
     attemptRefused: "Refused. Change your password if you do not know who it was: they know it.",
     attemptOver: "That sign-in is over; there is nothing left to approve.",
-    attemptWrong: "That is not the number the new device shows. The sign-in has to be started again there.",
+    attemptWrong: "That is not the number that the new device shows. Look again.",
 
     place: "ahead of you in line",
     placeNext: "You are next",
@@ -368,7 +368,7 @@ export const STRINGS = {
     attemptApproved: "Aprovado. O novo dispositivo está entrando.",
     attemptRefused: "Recusado. Se não sabe quem era, altere sua senha: essa pessoa a conhece.",
     attemptOver: "Essa entrada já terminou; não há mais nada para aprovar.",
-    attemptWrong: "Não é o número que o novo dispositivo mostra. A entrada precisa ser iniciada de novo nele.",
+    attemptWrong: "Não é o número que o novo dispositivo mostra. Confira.",
 
     place: "na fila antes de você",
     placeNext: "Você é o próximo",
