@@ -33,6 +33,7 @@ from adapters.redis_operator import ElsewhereOperator, RedisOperator
 from adapters.smtp import SmtpMailer
 from app import logs, tokens
 from app.gateway.gateway import Gateway
+from app.gateway.pages import mailbox_of
 from app.gateway.server import create_app, listen, serve
 from app.keys import Ring
 from app.mail.mailer import MailerLoop
@@ -317,11 +318,20 @@ _began = time.monotonic()
 
 
 def _say_hello(settings: Settings) -> None:
+    url, mailbox = _local_url(settings), mailbox_of(settings)
+    mails = f"  {url}/mailbox   the mails it would send (files in {mailbox})\n" if mailbox else ""
     print(
+<<<<<<< HEAD
         f"\nFinthenticate serves at {_local_url(settings)} (ready in {time.monotonic() - _began:.1f} s).\n"
         "  scripts/try          register, confirm, log in, refresh, log out, and every frame of it\n"
         f"  {_mails_go_to(settings)}   the mails\n"
         "  Ctrl-C               stops everything\n",
+=======
+        f"\nFinthenticate serves at {url} (ready in {time.monotonic() - _began:.1f} s).\n"
+        f"  {url}/signup    create an account and sign in, in a browser\n{mails}"
+        "  scripts/try    the same from a terminal, and every frame of it\n"
+        "  Ctrl-C         stops everything\n",
+>>>>>>> fcce1c7 (The pages: refused and late approvals, looking after an account, the keyboard alone; all says where its mailbox is)
         file=sys.stderr,
         flush=True,
     )

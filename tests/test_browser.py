@@ -322,6 +322,95 @@ async def test_a_code_that_waits_survives_a_lost_connection(browser: Browser, gu
     await person.is_at("accountTitle")
 
 
+async def test_an_approval_that_is_refused_ends_the_sign_in_and_says_so(browser: Browser, guarded: Deployment) -> None:
+    person, account = await signed_in(browser, guarded)
+    stranger = await browser.person(person.base)
+    await stranger.signs_in(account.email, PASSWORD)
+    await stranger.is_at("deviceTitle")
+    await person.presses("refuse")
+    await person.sees("attemptRefused")
+
+    await stranger.sees("matchRefused")
+    await stranger.is_at("signinTitle")
+
+
+async def test_who_has_approved_while_the_new_device_was_offline_finds_it_signed_in(
+    browser: Browser, guarded: Deployment
+) -> None:
+    person, account = await signed_in(browser, guarded)
+    phone = await browser.person(person.base)
+    phone.may_lose = True
+    await phone.signs_in(account.email, PASSWORD)
+    await phone.is_at("deviceTitle")
+    await phone.context.set_offline(True)
+    await phone.sees("netOffline")
+    await person.types(attemptLabel=await phone.page.locator("[data-number]").inner_text())
+    await person.presses("approve")
+    await person.sees("attemptApproved")
+    await phone.context.set_offline(False)
+
+    await phone.is_at("accountTitle")
+
+
+async def test_an_account_is_looked_after_password_codes_second_step_and_devices(
+    browser: Browser, guarded: Deployment
+) -> None:
+    person, account = await signed_in(browser, guarded)
+    other = await browser.person(person.base)
+    await other.page.evaluate(
+        "([email, token]) => import('/web/client.js').then(({keepDeviceToken}) => keepDeviceToken(email, token))",
+        [account.email, account.device_token],
+    )
+    await other.signs_in(account.email, PASSWORD)
+    await other.is_at("accountTitle")
+
+    await person.presses("changePassword")
+    await person.types(currentPassword="not the password", newPasswordLabel=NEW_PASSWORD)
+    await person.presses("changePassword")
+    await person.sees("wrongPassword")
+    await look(person, "change")
+    await person.types(currentPassword=PASSWORD, newPasswordLabel="passwordpassword")
+    await person.presses("changePassword")
+    await person.sees("code_password_common")
+    await person.types(newPasswordLabel=NEW_PASSWORD)
+    await person.presses("changePassword")
+    await person.sees("passwordChanged")
+    await other.sees("ended_password_changed")
+
+    await person.presses("secondTurnOn")
+    await person.types(yourPassword=NEW_PASSWORD)
+    await person.presses("continue")
+    app = Authenticator((await person.page.locator("[data-secret]").inner_text()).replace(" ", ""))
+    await person.types(appCodeLabel=app.code())
+    await person.presses("secondConfirm")
+    await person.presses("codesKept")
+    await person.presses("renewCodes")
+    await person.types(yourPassword=NEW_PASSWORD, appCodeLabel=app.code())
+    await look(person, "renew")
+    await person.presses("renewCodes")
+    await person.sees("codesTitle")
+    [recovery, *_] = await person.page.locator("[data-codes] li").all_inner_texts()
+    await person.presses("codesKept")
+    await person.presses("secondTurnOff")
+    await person.types(yourPassword=NEW_PASSWORD, codeOrRecovery=recovery)
+    await person.presses("secondTurnOff")
+    await person.sees("secondOff")
+
+    await person.page.locator("[data-devices]").get_by_role("button").first.click()
+    await person.sees("forgotten")
+    await person.sees("noDevices")
+
+
+async def test_a_person_signs_in_with_the_keyboard_alone(browser: Browser, guarded: Deployment) -> None:
+    person = await browser.person(guarded.url(0, "http", ""))
+    account = await known(person, guarded)
+    for keys in (account.email, "Tab", account.password, "Enter"):
+        await (person.page.keyboard.press if keys in ("Tab", "Enter") else person.page.keyboard.type)(keys)
+    await person.is_at("accountTitle")
+
+    assert await person.page.evaluate("document.activeElement.textContent") == person.text("accountTitle")
+
+
 @LANGUAGES
 async def test_what_is_typed_wrong_is_said_beside_the_field(
     language: str, browser: Browser, guarded: Deployment

@@ -47,6 +47,20 @@ def test_every_view_is_the_one_document_under_a_strict_policy(path: str, deploym
     assert not re.search(rb"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=", body), "something is inline"
 
 
+def test_password_managers_and_codes_find_their_fields() -> None:
+    document = (WEB / "index.html").read_text()
+    forms = re.findall(r"<form.*?</form>", document, re.S)
+
+    assert len(forms) >= 10
+    for form in forms:
+        fields = re.findall(r"<input[^>]*>", form)
+        secret = [field for field in fields if 'type="password"' in field]
+        assert all(re.search(r'autocomplete="(current|new)-password"', field) for field in secret)
+        assert not secret or any('autocomplete="username"' in field for field in fields), form
+        assert all('autocomplete="one-time-code"' in field for field in fields if 'name="code"' in field)
+        assert 'method="post"' in form, "without scripts a password would go into the address"
+
+
 def test_what_a_document_names_may_be_kept_for_ever_and_comes_packed(deployment: Deployment) -> None:
     base = deployment.url(0, "http", "")
     _, _, body = get(f"{base}/")
@@ -117,7 +131,12 @@ def test_client_js_keeps_its_promises() -> None:
     needs("node")
     environ = {**os.environ, "CODES": " ".join(Code)}
     ran = subprocess.run(
-        ["node", "--test", "tests/web/"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120
+        ["node", "--test", "--test-reporter=tap", *sorted(map(str, (ROOT / "tests/web").glob("*.test.mjs")))],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
     assert ran.returncode == 0, ran.stdout
