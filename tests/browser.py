@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import pytest
 from playwright.async_api import Browser as Chromium
@@ -171,5 +170,15 @@ class Browser:
         await person.goes_to(path)
         return person
 
-    async def cdp(self, page: Page) -> Any:
-        return await page.context.new_cdp_session(page)
+    async def weigh(self, base: str) -> tuple[int, float]:
+        """The sign-in page for who was never there: bytes transferred, and ms until it can be used."""
+        context = await self._chromium.new_context()
+        page = await context.new_page()
+        cdp, sizes = await context.new_cdp_session(page), list[float]()
+        cdp.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
+        await cdp.send("Network.enable")
+        await page.goto(f"{base}/", wait_until="networkidle")
+        interactive = await page.evaluate("performance.getEntriesByName('interactive')[0].startTime")
+        assert len(sizes) >= 7, "scripts and styles are part of it"
+        await context.close()
+        return int(sum(sizes)), interactive
