@@ -318,20 +318,15 @@ _began = time.monotonic()
 
 
 def _say_hello(settings: Settings) -> None:
-    url, mailbox = _local_url(settings), mailbox_of(settings)
-    mails = f"  {url}/mailbox   the mails it would send (files in {mailbox})\n" if mailbox else ""
+    url, mails = _local_url(settings), _mails_go_to(settings)
+    if mailbox_of(settings):
+        mails = f"{url}/mailbox   {mails}"
     print(
-<<<<<<< HEAD
-        f"\nFinthenticate serves at {_local_url(settings)} (ready in {time.monotonic() - _began:.1f} s).\n"
-        "  scripts/try          register, confirm, log in, refresh, log out, and every frame of it\n"
-        f"  {_mails_go_to(settings)}   the mails\n"
-        "  Ctrl-C               stops everything\n",
-=======
         f"\nFinthenticate serves at {url} (ready in {time.monotonic() - _began:.1f} s).\n"
-        f"  {url}/signup    create an account and sign in, in a browser\n{mails}"
-        "  scripts/try    the same from a terminal, and every frame of it\n"
-        "  Ctrl-C         stops everything\n",
->>>>>>> fcce1c7 (The pages: refused and late approvals, looking after an account, the keyboard alone; all says where its mailbox is)
+        f"  {url}/signup   create an account and sign in, in a browser\n"
+        "  scripts/try   the same from a terminal, and every frame of it\n"
+        f"  {mails}   the mails\n"
+        "  Ctrl-C   stops everything\n",
         file=sys.stderr,
         flush=True,
     )
