@@ -33,6 +33,7 @@ from adapters.redis_operator import ElsewhereOperator, RedisOperator
 from adapters.smtp import SmtpMailer
 from app import logs, tokens
 from app.gateway.gateway import Gateway
+from app.gateway.pages import mailbox_of
 from app.gateway.server import create_app, listen, serve
 from app.keys import Ring
 from app.mail.mailer import MailerLoop
@@ -317,11 +318,15 @@ _began = time.monotonic()
 
 
 def _say_hello(settings: Settings) -> None:
+    url, mails = _local_url(settings), _mails_go_to(settings)
+    if mailbox_of(settings):
+        mails = f"{url}/mailbox   {mails}"
     print(
-        f"\nFinthenticate serves at {_local_url(settings)} (ready in {time.monotonic() - _began:.1f} s).\n"
-        "  scripts/try          register, confirm, log in, refresh, log out, and every frame of it\n"
-        f"  {_mails_go_to(settings)}   the mails\n"
-        "  Ctrl-C               stops everything\n",
+        f"\nFinthenticate serves at {url} (ready in {time.monotonic() - _began:.1f} s).\n"
+        f"  {url}/signup   create an account and sign in, in a browser\n"
+        "  scripts/try   the same from a terminal, and every frame of it\n"
+        f"  {mails}   the mails\n"
+        "  Ctrl-C   stops everything\n",
         file=sys.stderr,
         flush=True,
     )

@@ -43,14 +43,19 @@ async function attempt(app, form, email, password, onProgress) {
   next(app, form, email, answer);
 }
 
-/** Wherever an answer leads on the way in. @param {App} app @param {HTMLElement} form @param {string} email @param {Answer} answer */
+/**
+ * Wherever an answer leads on the way in.
+ * @param {App} app @param {HTMLElement} form @param {string} email @param {Answer} answer
+ */
 function next(app, form, email, answer) {
   if (answer.event === "login_success") app.go("/account");
   else if (answer.event === "new_device_detected") newDevice(app, email, answer.data);
   else if (answer.event === "2fa_required") secondFactor(app, email, answer.data);
   else if (answer.data.code === "challenge_expired") {
     signIn(app, { email, note: t("code_challenge_expired"), calm: false });
-  } else refused(form, answer);
+  } else {
+    refused(form, answer, { code_expired: t("codeOver") });
+  }
 }
 
 // --- a new device ---------------------------------------------------------------------------------------------------
