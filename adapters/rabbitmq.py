@@ -17,7 +17,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import aio_pika
 import msgspec
@@ -69,10 +69,12 @@ PROBE = "probe"  # the type of a message that only proves that its lane is writt
 
 pack = msgspec.msgpack.encode
 Arguments = dict[str, Any]
+T = TypeVar("T")
 
 
 def gateway(redis_url: str, amqp_url: str, deployment: str, node: str, max_queue: int) -> RabbitGateway:
-    return RabbitGateway(Batch(Link(redis_url, "gateway")), amqp_url, deployment, node, max_queue)
+    reader = Link(redis_url, "replies")
+    return RabbitGateway(Batch(Link(redis_url, "gateway")), reader, amqp_url, deployment, node, max_queue)
 
 
 def worker(redis_url: str, amqp_url: str, deployment: str, consumer: str) -> tuple[RabbitWorker, RedisStore]:
@@ -129,20 +131,44 @@ class Queues:
         return await channel.declare_queue(self.replies(node), durable=True, arguments=kept)
 
 
+async def _merged(*sources: AsyncIterator[T]) -> AsyncIterator[T]:
+    """What any of them yields, as it comes, and what any of them raises; ends when all have."""
+    coming: asyncio.Queue[tuple[T] | Exception | None] = asyncio.Queue(1)
+
+    async def pour(source: AsyncIterator[T]) -> None:
+        try:
+            async for each in source:
+                await coming.put((each,))
+        except Exception as error:
+            await coming.put(error)
+        else:
+            await coming.put(None)
+
+    pouring = [asyncio.create_task(pour(source)) for source in sources]
+    try:
+        for _ in pouring:
+            while (found := await coming.get()) is not None:
+                if isinstance(found, Exception):
+                    raise found
+                yield found[0]
+    finally:
+        for task in pouring:
+            task.cancel()
+
+
 class RabbitGateway(GatewayState):
     """GatewayBroker for one node."""
 
     COUNT = "ZCARD"
 
-    def __init__(self, batch: Batch, url: str, deployment: str, node: str, max_queue: int) -> None:
-        super().__init__(batch, node, max_queue)
+    def __init__(self, batch: Batch, reader: Link, url: str, deployment: str, node: str, max_queue: int) -> None:
+        super().__init__(batch, reader, node, max_queue)
         self._queues = queues = Queues(deployment)
         self._line = Line(url, "gateway", queues.prove_lanes)
         self._inbox = Inbox(url, "replies", lambda channel: queues.make_replies(channel, node))
         self._offset = time.time() * 1000 - time.monotonic() * 1000
         self._seen: dict[str, None] = {}
         self._lapsed = False  # it counted as dead, and nobody was told yet
-        self._closed = False
 
     @staticmethod
     def holds(lane: Lane) -> str:
@@ -165,7 +191,10 @@ class RabbitGateway(GatewayState):
                 raise
         return answer
 
-    async def replies(self) -> AsyncIterator[Sealed | Signed]:
+    def replies(self) -> AsyncIterator[Sealed | Signed]:
+        return _merged(self._replies(), self.words())
+
+    async def _replies(self) -> AsyncIterator[Sealed | Signed]:
         while not self._closed:
             try:
                 messages = await self._inbox.take(REPLIES_AT_ONCE)
@@ -190,7 +219,6 @@ class RabbitGateway(GatewayState):
         return clock, lapsed
 
     async def close(self) -> None:
-        self._closed = True
         await super().close()
         await self._line.close()
         await self._inbox.close()

@@ -297,3 +297,12 @@ async def test_a_silent_connection_is_told_when_time_ends_its_session(guarded: D
 
         assert await pushed(client, "session_ended") == {"sessionId": login.data["sessionId"], "reason": "expired"}
         assert await asyncio.wait_for(client.close_code, 5) == 4401
+
+
+async def test_who_proved_a_password_is_told_how_its_mail_goes(guarded: Deployment) -> None:
+    async with guarded.account() as (client, account), guarded.client() as stranger:
+        await ask_login(client, account)
+        assert await pushed(client, "mail_status") == {"kind": "new_device", "status": "sent"}
+        await stranger.ask("request_password_reset", email=account.email)
+        await reset_code(guarded, account.email)
+        assert stranger.pushes.empty()
