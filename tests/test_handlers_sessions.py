@@ -161,28 +161,7 @@ def test_authenticate_is_refused(request_: Authenticate, found: dict[str, Any], 
     assert nothing_happens(outcome)
 
 
-# --- what needs a session -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "found",
-    [
-        pytest.param({}, id="no session, no account"),
-        pytest.param({"account": ANA}, id="no session"),
-        pytest.param({"session": session()}, id="no account"),
-        pytest.param(LIVING | {"session": session(ended="logout")}, id="ended"),
-        pytest.param(LIVING | {"session": session(seen=NOW - 7 * DAY)}, id="expired"),
-        pytest.param(LIVING | {"account": replace(ANA, status="disabled")}, id="disabled"),
-    ],
-)
-@pytest.mark.parametrize("request_", [Logout(), Sessions(), Account()], ids=["logout", "sessions", "account"])
-def test_a_request_that_needs_a_session_is_not_evaluated_without_a_living_one(
-    request_: Request, found: dict[str, Any]
-) -> None:
-    outcome = outcome_of(request_, IDENTITY, **found)
-    assert refusal_of(outcome) == ("error", Code.NOT_AUTHENTICATED, None, None)
-    assert outcome.verdict is Verdict.UNJUDGED
-    assert nothing_happens(outcome)
+# --- logout, sessions, account ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
