@@ -109,18 +109,16 @@ def weakness(password: str, least: int, email: str, service: str) -> Code | None
     rest = password.lower()
     for word in sorted({email, *words}, key=len, reverse=True):
         rest = rest.replace(word, "")
-    # not by zxcvbn's user_inputs: it keeps them where every thread's next call finds them
-    if len(rest) < min(8, least) or min(map(_guesses, {rest, _SEPARATORS.sub("", rest)})) < GUESSES:
+    rest = _SEPARATORS.sub("", rest)
+    if len(rest) < min(8, least) or not _hard(rest):
         return Code.PASSWORD_COMMON
     return None
 
 
-def _guesses(text: str) -> float:
-    """How many it takes at least: of a long text the harder end counts."""
+def _hard(text: str) -> bool:
+    """Whether either end is. Without zxcvbn's user_inputs: it keeps them where every thread's next call finds them."""
     plain = text.translate(_AS_THEY_ARE)
-    if not plain:
-        return 1.0
-    return max(float(zxcvbn(end)["guesses"]) for end in {plain[:ESTIMATED], plain[-ESTIMATED:]})
+    return any(zxcvbn(end)["guesses"] >= GUESSES for end in dict.fromkeys((plain[:ESTIMATED], plain[-ESTIMATED:])))
 
 
 def _peppered(pepper: Secret, user_id: str, password: str) -> bytes:
