@@ -202,14 +202,14 @@ def _kept(record: Account | Challenge) -> dict[str, str]:
 def account_of(id: str, found: dict[str, str]) -> Account | None:
     if not found:
         return None
-    numbers = {name: int(found.get(name) or 0) for name in ("version", "created", "totp_step")}
+    numbers = {name: int(found.get(name) or 0) for name in ("version", "created", "totp_step", "floor")}
     return msgspec.convert({**found, **numbers, "id": id}, Account)
 
 
 def challenge_of(id: str, found: dict[str, str]) -> Challenge | None:
     if not found:
         return None
-    numbers = {name: int(found.get(name) or 0) for name in ("expires", "code_expires")}
+    numbers = {name: int(found.get(name) or 0) for name in ("expires", "code_expires", "version")}
     return msgspec.convert({**found, **numbers, "noticed": found.get("noticed") == "1", "id": id}, Challenge)
 
 

@@ -31,6 +31,7 @@ class Account:
     enrolling: str = field(default="", repr=False)  # Enrolling.text: a second factor that is not confirmed yet
     reset: str = ""  # the challenge of the newest reset mail; older ones are void
     attempt: str = ""  # Attempt.text: a login that waits to be let in
+    floor: int = 0  # the version since which its password is the one it is: what a login began before is over
 
     @property
     def has2fa(self) -> bool:
@@ -84,6 +85,7 @@ class Challenge:
     device_name: str = ""
     decided: str = ""  # "approved" or "refused" by who was asked on another device
     noticed: bool = False  # the account has been mailed about this device
+    version: int = 0  # of the account when a login began; its password may have changed since
 
     def may_be_answered_by(self, connection: str) -> bool:
         return not self.bound or connection in self.bound.split()

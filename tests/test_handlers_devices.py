@@ -70,6 +70,7 @@ WAITS = challenge(
     code_expires=NOW + 9 * MINUTE,
     password="",
     device_name="Laptop",
+    version=3,
 )
 VERIFY, UNTRUSTED = VerifyDevice(WAITS.id, CODE), VerifyDevice(WAITS.id, CODE, trust=False)
 FOUND: dict[str, Any] = {"account": ANA, "challenge": WAITS}
@@ -128,6 +129,7 @@ def test_after_it_comes_the_second_factor_and_no_session(trust: bool) -> None:
     assert put.challenge.id == outcome.data.challenge != WAITS.id
     assert (put.challenge.kind, put.challenge.bound) == ("second_factor", "connection")
     assert put.challenge.device_ref == (trusted[0].device.ref if trust else "")
+    assert put.challenge.version == BEA.version
     assert put.challenge.noticed is False  # so that the mail follows with the session
     assert EndChallenge(WAITS) in outcome.writes
 
@@ -220,6 +222,16 @@ EXPIRED, INVALID = Code.CHALLENGE_EXPIRED, Code.INVALID_CODE
             (EXPIRED, None),
             Verdict.UNJUDGED,
             id="approved, disabled",
+        ),
+        pytest.param(
+            CODE, {"account": replace(ANA, floor=4)}, (EXPIRED, None), Verdict.UNJUDGED, id="another password since"
+        ),
+        pytest.param(
+            None,
+            {"account": replace(ANA, floor=4), "challenge": replace(WAITS, decided="approved")},
+            (EXPIRED, None),
+            Verdict.UNJUDGED,
+            id="approved, another password since",
         ),
         pytest.param(None, {}, (INVALID, "code"), Verdict.UNJUDGED, id="no code before anybody approved"),
         pytest.param("01234568", {}, (INVALID, "code"), Verdict.FAILED, id="wrong code"),

@@ -333,7 +333,7 @@ def test_a_new_device_is_mailed_a_code_and_gets_no_session() -> None:
     assert (data.challenge, data.sent_to, data.expires_in) == (kept.id, "a***@example.com", 600)
     assert (kept.kind, kept.user_id, kept.email, kept.expires) == ("device", ANA.id, EMAIL, NOW + 10 * MINUTE)
     assert (kept.bound, kept.device_name, kept.decided) == ("connection", "Laptop", "")
-    assert (kept.password, kept.device_ref) == ("", "")
+    assert (kept.password, kept.device_ref, kept.version) == ("", "", ANA.version)
     assert (outcome.verdict, outcome.identity, outcome.notices) == (Verdict.PASSED, None, ())
     assert (outcome.even, outcome.subject, evaluations) == (False, ANA.id, 1)
 
@@ -431,7 +431,7 @@ def test_after_the_device_comes_the_second_factor(request_: Login, settings: Set
     assert outcome.data == SecondFactorRequired(challenge=kept.id, methods=methods, expires_in=600)
     assert (kept.kind, kept.user_id, kept.email, kept.expires) == ("second_factor", BEA.id, EMAIL, NOW + 10 * MINUTE)
     assert (kept.bound, kept.device_ref, kept.device_name, kept.code_mac) == ("connection", ref, name, "")
-    assert rules.factor_subject(kept.id) == BEA.id
+    assert (rules.factor_subject(kept.id), kept.version) == (BEA.id, BEA.version)
     assert (outcome.identity, outcome.notices, outcome.mails, outcome.subject) == (None, (), (), BEA.id)
 
 

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from app import rules
+from app.handlers.common import of_now
 from app.messages import (
     ChangePassword,
     Code,
     PasswordChanged,
     PasswordReset,
+    Request,
     RequestPasswordReset,
     ResetPassword,
     SecurityAlert,
@@ -128,7 +130,9 @@ def test_the_mailed_link_sets_the_password_and_ends_every_session_and_starts_non
     outcome, evaluations = evaluations_of(RESET, sessions=living, **FOUND)
     assert outcome.data == PasswordReset()
     [change] = written(outcome, ChangeAccount)
-    assert change == ChangeAccount(FORGETFUL, replace(FORGETFUL, password=change.new.password, reset=""))
+    assert change == ChangeAccount(
+        FORGETFUL, replace(FORGETFUL, password=change.new.password, reset="", floor=ANA.version + 1)
+    )
     assert HASHER.verify(change.new.password, ANA.id, NEW)
     assert written(outcome, EndChallenge) == [EndChallenge(LINKED)]
     assert written(outcome, EndSession) == [EndSession(each, "password_reset") for each in living]
@@ -244,7 +248,9 @@ def test_the_present_password_sets_a_new_one_and_every_other_session_ends() -> N
     outcome, evaluations = evaluations_of(CHANGE, IDENTITY, **found)
     assert outcome.data == PasswordChanged()
     [change] = written(outcome, ChangeAccount)
-    assert change == ChangeAccount(account, replace(account, password=change.new.password, reset=""))
+    assert change == ChangeAccount(
+        account, replace(account, password=change.new.password, reset="", floor=ANA.version + 1)
+    )
     assert HASHER.verify(change.new.password, ANA.id, NEW)
     assert written(outcome, EndSession) == [EndSession(other, "password_changed")]
     closed, alerted = outcome.notices
@@ -295,3 +301,14 @@ def test_a_network_that_failed_too_often_changes_nothing() -> None:
     outcome, spent = evaluations_of(CHANGE, IDENTITY, refused={"ip": 9000}, **LIVING)
     assert refusal_of(outcome) == ("error", Code.RATE_LIMITED, None, 9000)
     assert (spent, nothing_happens(outcome)) == (0, True)
+
+
+@pytest.mark.parametrize("request_", [CHANGE, RESET], ids=["change", "reset"])
+def test_a_login_that_began_with_the_old_password_ends_there(request_: Request) -> None:
+    """A code, an approval or a second factor that comes later lets nobody in who had no more than that."""
+    found = LIVING | {"account": FORGETFUL, "challenge": LINKED}
+    [change] = written(outcome_of(request_, IDENTITY, **found), ChangeAccount)
+    began = challenge(kind="device", decided="approved", version=FORGETFUL.version, user_id=ANA.id)
+    assert of_now(began, FORGETFUL)
+    assert not of_now(began, change.new)
+    assert of_now(replace(began, version=FORGETFUL.version + 1), change.new)  # as the store counts it

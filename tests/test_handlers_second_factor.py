@@ -76,6 +76,7 @@ WAITS = challenge(
     device_ref=PHONE.ref,
     device_name="Ana's phone",
     noticed=True,
+    version=3,
 )
 FOUND: dict[str, Any] = {"account": BEA, "challenge": WAITS, "devices": (PHONE,)}
 OF_BEA: dict[str, Any] = LIVING | {"account": BEA}
@@ -167,6 +168,13 @@ USED = replace(BEA, totp_step=NOW // 30_000)
             verify(factor()), {"account": replace(BEA, status="disabled")}, EXPIRED, Verdict.UNJUDGED, id="disabled"
         ),
         pytest.param(verify(factor()), {"account": ANA}, EXPIRED, Verdict.UNJUDGED, id="turned off meanwhile"),
+        pytest.param(
+            verify(factor()), {"account": replace(BEA, floor=4)}, EXPIRED, Verdict.UNJUDGED, id="another password since"
+        ),
+        pytest.param(
+            verify(recovery=FIRST), {"account": replace(BEA, floor=4)}, EXPIRED, Verdict.UNJUDGED,
+            id="another password since, recovery code",
+        ),
         pytest.param(verify(factor(-2)), {}, WRONG, Verdict.FAILED, id="two steps late"),
         pytest.param(verify(factor(2)), {}, WRONG, Verdict.FAILED, id="two steps early"),
         pytest.param(verify(factor()), {"account": USED}, WRONG, Verdict.FAILED, id="used"),

@@ -33,7 +33,7 @@ def decide(request: ChangePassword, facts: Facts, ctx: Context) -> Outcome:
         PasswordChanged.event,
         PasswordChanged(),
         Verdict.PASSED,
-        writes=(ChangeAccount(account, replace(account, password=record, reset="")), *ended),
+        writes=(ChangeAccount(account, replace(account, password=record, reset="", floor=account.version + 1)), *ended),
         notices=(*notices, alert(account, "password_changed", ctx)),
         mails=(mail("password_changed", account, facts, ctx),),
         subject=account.id,

@@ -91,6 +91,15 @@ def waiting(facts: Facts, kind: str, ctx: Context) -> Challenge | None:
     return challenge if challenge.may_be_answered_by(ctx.origin.connection) else None
 
 
+def of_now(challenge: Challenge, account: Account | None) -> bool:
+    """Whether a login that began with this challenge may go on: its account is there, and its password still the one
+    that was right.
+    """
+    if account is None or account.id != challenge.user_id or account.status != "active":
+        return False
+    return challenge.version >= account.floor
+
+
 def mail(kind: MailKind, account: Account, facts: Facts, ctx: Context, **more: Any) -> Mail:
     """A mail to an account about what this request does, which is told how that goes."""
     origin = ctx.origin
@@ -132,6 +141,7 @@ def go_on(arrival: Arrival, facts: Facts, ctx: Context) -> Outcome:
         device_ref=arrival.device.ref if arrival.device else "",
         device_name=arrival.device_name,
         noticed=arrival.noticed,
+        version=account.version,
     )
     methods = ("totp", "recovery_code") if account.recovery else ("totp",)
     asked = SecondFactorRequired(challenge=challenge.id, methods=methods, expires_in=rules.CHALLENGE_MS // 1000)

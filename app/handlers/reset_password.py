@@ -41,12 +41,13 @@ def decide(request: ResetPassword, facts: Facts, ctx: Context) -> Outcome:
     if facts.now >= challenge.code_expires:
         return refuse(REFUSED, Code.CODE_EXPIRED, field="code", subject=account.id)
     record = ctx.passwords.hash(account.id, request.new_password)
+    changed = replace(account, password=record, reset="", floor=account.version + 1)
     ended, notices = end_sessions(facts.sessions, "password_reset", ("", ""))
     return Outcome(
         PasswordReset.event,
         PasswordReset(),
         Verdict.PASSED,
-        writes=(ChangeAccount(account, replace(account, password=record, reset="")), EndChallenge(challenge), *ended),
+        writes=(ChangeAccount(account, changed), EndChallenge(challenge), *ended),
         notices=notices,
         mails=(Mail("password_changed", account.email, account.locale, ip=ctx.origin.ip, at=facts.now),),
         subject=account.id,
