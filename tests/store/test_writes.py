@@ -15,6 +15,7 @@ from app.records import (
     EndSession,
     Identity,
     Needs,
+    NewestReset,
     PutChallenge,
     RenewCode,
     RotateSession,
@@ -328,3 +329,23 @@ async def test_the_list_of_an_accounts_sessions_ends_when_none_of_them_can_live(
         later = made.session.seen + 3 * DAY
         await parts.made(ConfirmSession(made.session, later))
         assert await parts.redis.pexpiretime(list_) == later + 7 * DAY
+
+
+async def test_the_newest_reset_counts_whatever_counted_when_it_was_decided(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.made(CreateAccount(account(reset="0wrk1-before"), None, device()))
+        for id in ("0wrk1-one", "0wrk1-other"):  # both decided on the same facts
+            await parts.made(NewestReset(account().id, id))
+        facts = await parts.check(Needs(email=EMAIL))
+        assert facts.account == account(reset="0wrk1-other")
+
+
+async def test_since_when_a_password_is_the_one_it_is_and_when_a_login_began_are_read_as_written(
+    redis_url: str,
+) -> None:
+    async with bench(redis_url) as parts:
+        has, began = account(floor=4), challenge(kind="device", version=3, expires=await parts.now() + DAY)
+        await parts.made(CreateAccount(has, None, device()))
+        await parts.made(PutChallenge(began))
+        facts = await parts.check(Needs(challenge_id=began.id))
+        assert (facts.account, facts.challenge) == (has, began)
