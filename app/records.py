@@ -77,7 +77,7 @@ class Challenge:
     code_expires: int = 0
     user_id: str = ""
     bound: str = ""
-    password: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)  # of a registration what it will be, of a login what was proved
     locale: str = ""
     terms: str = ""
     device_ref: str = ""  # the trusted device of a login that waits for its second factor

@@ -14,6 +14,7 @@ from app.messages import (
     ApproveLogin,
     Authenticate,
     ChangePassword,
+    Code,
     Confirm2fa,
     Disable2fa,
     Enroll2fa,
@@ -35,7 +36,7 @@ from app.messages import (
     VerifyDevice,
 )
 from app.passwords import Hasher
-from app.records import Attempt, Enrolling, Facts, PutChallenge, UpgradePassword
+from app.records import Attempt, Challenge, Enrolling, Facts, PutChallenge, UpgradePassword, Verdict
 from app.settings import Argon2
 from app.tokens import RefreshToken
 from tests.deciding import ANA, BEA, LIVING, PHONE, SEED, TOKEN, UNVERIFIED, evaluations_of, factor, kind_of, outcome_of
@@ -52,8 +53,9 @@ def test_every_request_has_a_handler_and_no_handler_is_without_a_request() -> No
 
 OF_SESSION: dict[str, Any] = {"identity": IDENTITY, **LIVING}
 OF_BEA = OF_SESSION | {"account": BEA}
-MAILED = challenge(kind="device", bound="connection", code_mac=MINT.code_mac("0wrk1-challenge", "01234567"))
-ASKED = challenge(kind="second_factor", bound="connection", code_mac="", code_expires=0)
+OF_LOGIN = {"bound": "connection", "password": ANA.password}
+MAILED = challenge(kind="device", code_mac=MINT.code_mac("0wrk1-challenge", "01234567"), **OF_LOGIN)
+ASKED = challenge(kind="second_factor", code_mac="", code_expires=0, **OF_LOGIN)
 LINK = "0wrk1-challenge.secret"
 LINKED = challenge(kind="reset", code_mac=MINT.code_mac("0wrk1-challenge", LINK))
 ATTEMPT = Attempt("0wrk1-attempt", "0wrk1-challenge", 42, NOW + 1000, "0-node", "other")
@@ -108,6 +110,16 @@ def test_every_request_has_its_success(request_: Request, found: dict[str, Any])
     outcome = outcome_of(request_, **found)
     assert type(outcome.data) is kind_of(request_).success
     assert outcome.subject in (ANA.id, "")
+
+
+@pytest.mark.parametrize(("challenge_", "request_"), [(MAILED, SUCCESSES[4][0]), (ASKED, SUCCESSES[5][0])])
+def test_a_login_goes_on_only_while_the_password_that_began_it_is_the_accounts(
+    challenge_: Challenge, request_: Request
+) -> None:
+    changed = replace(BEA, password="pep1:another")
+    outcome = outcome_of(request_, account=changed, challenge=challenge_)
+    assert outcome.code == Code.CHALLENGE_EXPIRED
+    assert (outcome.verdict, outcome.writes) == (Verdict.UNJUDGED, ())
 
 
 # --- nothing secret is shown --------------------------------------------------------------------------------------

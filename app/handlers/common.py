@@ -91,6 +91,13 @@ def waiting(facts: Facts, kind: str, ctx: Context) -> Challenge | None:
     return challenge if challenge.may_be_answered_by(ctx.origin.connection) else None
 
 
+def goes_on(challenge: Challenge, account: Account | None) -> bool:
+    """Whether the login it is a step of is still its account's: not after the password that began it was changed."""
+    if account is None or account.id != challenge.user_id or account.status != "active":
+        return False
+    return account.password == challenge.password
+
+
 def mail(kind: MailKind, account: Account, facts: Facts, ctx: Context, **more: Any) -> Mail:
     """A mail to an account about what this request does, which is told how that goes."""
     origin = ctx.origin
@@ -129,6 +136,7 @@ def go_on(arrival: Arrival, facts: Facts, ctx: Context) -> Outcome:
         expires=facts.now + rules.CHALLENGE_MS,
         user_id=account.id,
         bound=ctx.origin.connection,
+        password=account.password,
         device_ref=arrival.device.ref if arrival.device else "",
         device_name=arrival.device_name,
         noticed=arrival.noticed,

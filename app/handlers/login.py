@@ -24,6 +24,7 @@ from app.records import (
     PutChallenge,
     UpgradePassword,
     Verdict,
+    Write,
 )
 from app.rules import DEVICE_LIMIT, UNKNOWN_DEVICE_LIMITS
 from app.tokens import new_code, new_id
@@ -52,16 +53,16 @@ def decide(request: Login, facts: Facts, ctx: Context) -> Outcome:
         return replace(refused, uncounted=uncounted, even=True)
     if account.status == "disabled":
         return refuse(REFUSED, Code.ACCOUNT_DISABLED, subject=account.id)
+    upgraded: tuple[Write, ...] = ()
+    if ctx.passwords.outdated(account.password):
+        record = ctx.passwords.hash(account.id, request.password)
+        upgraded = (UpgradePassword(account.id, account.password, record),)
+        account = replace(account, password=record)
     if device is None and ctx.settings.device_verification:
         outcome = _new_device(request, account, facts, ctx)
     else:
         outcome = go_on(Arrival(account, device, request.device_name or ""), facts, ctx)
-    outcome = replace(outcome, uncounted=uncounted)
-    if not ctx.passwords.outdated(account.password):
-        return outcome
-    return outcome.with_writes(
-        UpgradePassword(account.id, account.password, ctx.passwords.hash(account.id, request.password))
-    )
+    return replace(outcome.with_writes(*upgraded), uncounted=uncounted)
 
 
 def _new_device(request: Login, account: Account, facts: Facts, ctx: Context) -> Outcome:
@@ -74,6 +75,7 @@ def _new_device(request: Login, account: Account, facts: Facts, ctx: Context) ->
         expires=facts.now + rules.CHALLENGE_MS,
         user_id=account.id,
         bound=origin.connection,
+        password=account.password,
         device_name=name,
     )
     number = 10 + secrets.randbelow(90)

@@ -9,7 +9,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from app import rules
-from app.handlers.common import Arrival, Context, rate_limited, refuse, start_session, too_many, use_factor, waiting
+from app.handlers.common import (
+    Arrival,
+    Context,
+    goes_on,
+    rate_limited,
+    refuse,
+    start_session,
+    too_many,
+    use_factor,
+    waiting,
+)
 from app.messages import Code, SecondFactorVerified, Verify2fa
 from app.records import ChangeAccount, EndChallenge, Facts, Needs, Outcome, Verdict
 
@@ -29,7 +39,7 @@ def decide(request: Verify2fa, facts: Facts, ctx: Context) -> Outcome:
     challenge, account = waiting(facts, "second_factor", ctx), facts.account
     if challenge is None or "tries" in facts.refused:
         return refuse(REFUSED, Code.CHALLENGE_EXPIRED)
-    if account is None or account.id != challenge.user_id or account.status != "active" or not account.has2fa:
+    if account is None or not goes_on(challenge, account) or not account.has2fa:
         return refuse(REFUSED, Code.CHALLENGE_EXPIRED)
     used = use_factor(account, request.code, request.recovery_code, facts, ctx)
     if used is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from app import rules
-from app.handlers.common import Arrival, Context, go_on, rate_limited, refuse, waiting
+from app.handlers.common import Arrival, Context, go_on, goes_on, rate_limited, refuse, waiting
 from app.messages import Code, DeviceVerified, VerifyDevice
 from app.records import (
     Account,
@@ -42,7 +42,7 @@ def decide(request: VerifyDevice, facts: Facts, ctx: Context) -> Outcome:
     challenge, account = waiting(facts, "device", ctx), facts.account
     if challenge is None or challenge.decided == "refused" or "tries" in facts.refused:
         return refuse(REFUSED, Code.CHALLENGE_EXPIRED)
-    if account is None or account.id != challenge.user_id or account.status != "active":
+    if account is None or not goes_on(challenge, account):
         return refuse(REFUSED, Code.CHALLENGE_EXPIRED)
     if wrong := _wrong(request, challenge, facts, ctx):
         return replace(wrong, subject=account.id)
