@@ -68,7 +68,7 @@ WAITS = challenge(
     code_mac=MINT.code_mac("0wrk1-challenge", CODE),
     expires=NOW + 10 * MINUTE,
     code_expires=NOW + 9 * MINUTE,
-    password="",
+    password=ANA.password,
     device_name="Laptop",
 )
 VERIFY, UNTRUSTED = VerifyDevice(WAITS.id, CODE), VerifyDevice(WAITS.id, CODE, trust=False)

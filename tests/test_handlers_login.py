@@ -333,7 +333,7 @@ def test_a_new_device_is_mailed_a_code_and_gets_no_session() -> None:
     assert (data.challenge, data.sent_to, data.expires_in) == (kept.id, "a***@example.com", 600)
     assert (kept.kind, kept.user_id, kept.email, kept.expires) == ("device", ANA.id, EMAIL, NOW + 10 * MINUTE)
     assert (kept.bound, kept.device_name, kept.decided) == ("connection", "Laptop", "")
-    assert (kept.password, kept.device_ref) == ("", "")
+    assert (kept.password, kept.device_ref) == (ANA.password, "")
     assert (outcome.verdict, outcome.identity, outcome.notices) == (Verdict.PASSED, None, ())
     assert (outcome.even, outcome.subject, evaluations) == (False, ANA.id, 1)
 
