@@ -12,14 +12,15 @@ from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import unquote
 
+import pytest
 from redis import Redis
 
 from adapters import names
 from app import totp
 from app.client import Client
+from tests.accounts import ask_login, enrolled, reset_code, sign_in
 from tests.deployment import PASSWORD, Deployment, event_of, new_address
 from tests.test_again import new_key
-from tests.test_devices import ask_login, enrolled, reset_code, sign_in
 
 
 def everything(redis: Any) -> dict[bytes, bytes]:
@@ -59,7 +60,7 @@ async def test_of_a_full_account_every_secret_is_kept_hashed_or_sealed(guarded: 
         mailed = [await guarded.mailed_code(account.email, 2)]
         asked = await phone.ask("verify_device", challenge=waits.data["challenge"], code=mailed[0])
         assert asked.event == "2fa_required"
-        second = await phone.ask("verify_2fa", challenge=asked.data["challenge"], code=app.code())
+        second = await phone.ask("verify_2fa", challenge=asked.data["challenge"], code=await app.code())
         assert second.event == "login_success"
         # what waits: a device and an approval, a second factor, a reset, a registration, and another account's factor
         assert (await ask_login(thief, account, deviceName="new")).event == "new_device_detected"
@@ -135,3 +136,25 @@ async def test_asking_for_many_resets_at_once_tells_nothing_of_whether_there_is_
             answers = await asyncio.gather(*(client.ask("request_password_reset", email=address) for _ in range(8)))
             assert {event_of(answer) for answer in answers} == {("password_reset_requested", None)}
             assert all(answer.data == {} for answer in answers)
+
+
+@pytest.mark.parametrize("step", ["new_device_detected", "2fa_required"])
+async def test_a_login_that_waits_does_not_outlive_the_password_that_began_it(guarded: Deployment, step: str) -> None:
+    async with guarded.account() as (owner, account), guarded.client(1) as thief:
+        await sign_in(owner, account)
+        if step == "2fa_required":
+            app, _ = await enrolled(owner, account)
+            waits = await ask_login(thief, account, deviceToken=account.device_token)
+        else:
+            waits = await ask_login(thief, account)
+        assert waits.event == step
+        changed = await owner.ask("change_password", currentPassword=PASSWORD, newPassword="seven brown owls in a boat")
+        assert changed.event == "password_changed"
+        challenge = waits.data["challenge"]
+        if step == "2fa_required":
+            late = await thief.ask("verify_2fa", challenge=challenge, code=await app.code())
+        else:
+            code = await guarded.mailed_code(account.email, 2)
+            late = await thief.ask("verify_device", challenge=challenge, code=code)
+        assert late.code == "challenge_expired"
+        assert len((await owner.ask("sessions")).data["sessions"]) == 1

@@ -144,8 +144,9 @@ async def test_the_limits_of_mails_are_those_of_their_kind(redis_url: str) -> No
             await parts.made(mails=mails)
             return await parts.length(names.MAIL) > before
 
-        assert [await sent("reset"), await sent("new_device"), await sent("confirmation")] == [True, True, False]
+        assert [await sent(kind) for kind in ("reset", "confirmation", "already_registered")] == [True, True, False]
         assert [await sent("decoy", "other@example.com"), await sent("reset", "third@example.com")] == [True, False]
+        assert [await sent("new_device") for _ in range(3)] == [True, True, False], "by itself, whatever strangers did"
         told = [await sent(kind) for _ in range(7) for kind in sorted(NOTICES)]
         assert told == [True] * NOTICES_PER_ACCOUNT + [False] * (21 - NOTICES_PER_ACCOUNT)
         [account_, _] = mail_limits(limits, "reset", EMAIL, network)
