@@ -240,7 +240,7 @@ class RabbitWorker(WorkerState):
                 await self._inboxes[lane].acknowledge(message)
             else:
                 found.append(self._delivery(lane, message, times_before(message) + 1))
-        return found
+        return found or await self._handed_back(lane, 1)
 
     async def settle(self, delivery: Delivery, settlement: Settlement, patience: float) -> str:
         entry = delivery.entry
@@ -284,11 +284,16 @@ class RabbitWorker(WorkerState):
         to take is what others handed back, and what the broker has given up."""
         await self._line.channel()
         await self._put_back(lane, frozenset(held))
+        found = await self._handed_back(lane, most)
+        while len(found) < most and (message := await self._line.get(self._queues.dead(lane))) is not None:
+            found.append(self._delivery(lane, message, DELIVERY_LIMIT + 1))
+        return found
+
+    async def _handed_back(self, lane: Lane, most: int) -> list[Delivery]:
+        """In a busy lane looked for by `reap` alone, which is soon enough."""
         found: list[Delivery] = []
         while len(found) < most and (message := await self._line.get(self._queues.back(lane))) is not None:
             found.append(self._delivery(lane, message, times_before(message) + 1))
-        while len(found) < most and (message := await self._line.get(self._queues.dead(lane))) is not None:
-            found.append(self._delivery(lane, message, DELIVERY_LIMIT + 1))
         return found
 
     async def leave(self) -> None:
