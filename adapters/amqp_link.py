@@ -256,6 +256,7 @@ class Inbox:
     async def _opened(self, channel: AbstractChannel) -> None:
         self._forget()
         self._before = next(self._tags)
+        channel.close_callbacks.add(lambda *_: self._there.set())  # who waits for what comes asks again
         (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(self._cancelled)
         self._queue = await self._make(channel)
 
