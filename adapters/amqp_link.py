@@ -25,7 +25,7 @@ CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 1.0  # a publish is confirmed within this, or its outcome is unknown
 HEARTBEAT_SECONDS = 2  # RabbitMQ gives up a peer that was silent for two to three of these, and hands out what it held
 TAKE_SECONDS = 1.0
-UNASKED_SECONDS = 0.3  # far more than a worker with a backlog lets pass between two takes
+UNASKED_SECONDS = 0.5  # far more than a worker with a backlog lets pass between two takes
 
 T = TypeVar("T")
 Message = AbstractIncomingMessage
@@ -164,6 +164,7 @@ class Inbox:
         self._most = 0  # of what the consumer has handed out may be unacknowledged
         self._in_hand: set[int] = set()  # tags of what the consumer has handed out, unacknowledged
         self._waiting: deque[Message] = deque()
+        self.lost: list[Message] = []  # of `_waiting`, with their connection
         self._there = asyncio.Event()
         self._asking = 0
         self._unasked: asyncio.TimerHandle | None = None
@@ -256,11 +257,13 @@ class Inbox:
     async def _opened(self, channel: AbstractChannel) -> None:
         self._forget()
         self._before = next(self._tags)
+        channel.close_callbacks.add(lambda *_: self._there.set())  # who waits for what comes asks again
         (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(self._cancelled)
         self._queue = await self._make(channel)
 
     def _forget(self) -> None:
         """With its connection went all that was here."""
+        self.lost += self._waiting if self._surplus is not None else ()
         self._waiting.clear()
         self._in_hand.clear()
         self._consumer, self._most, self._gone = "", 0, False

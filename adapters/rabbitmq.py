@@ -3,12 +3,6 @@
 Admission and its places, what is known of a request, deadlines and effects are Redis's, as with streams. An entry goes
 to RabbitMQ after Redis has let it in, and is acknowledged last: effects, then replies, then the delivery. So a delivery
 that comes again finds its done marker, and with it what was to be told, which is told again.
-
-Queues, all durable, for a deployment named D:
-    D.LANE           quorum; full: the publisher is refused; handed out too often: to D.LANE.dead
-    D.LANE.back      the same, for what was handed out and not begun: before all that waits
-    D.LANE.dead      for a worker to bury
-    D.replies.NODE   of a gateway boot; goes a minute after its reader
 """
 
 from __future__ import annotations
@@ -17,22 +11,17 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
-import aio_pika
 import msgspec
-from aio_pika.abc import AbstractChannel, AbstractQueue
-from aio_pika.exceptions import (
-    AuthenticationError,
-    ChannelPreconditionFailed,
-    InvalidFrameError,
-    ProbableAuthenticationError,
-)
 
 from adapters import names
-from adapters.amqp_link import ANSWER_SECONDS, Inbox, Line, Message, NotTaken, attempt, lives
+from adapters.amqp_link import Inbox, Line, Message, NotTaken, lives
+from adapters.amqp_queues import DELIVERY_LIMIT, PROBE, Queues
 from adapters.lua import UNDO
-from adapters.redis_link import LOOK_AGAIN_SECONDS, Batch, Link
+from adapters.redis_link import Batch, Link
 from adapters.redis_state import GatewayState, WorkerState, letter, to_entry, to_fields, to_map, to_reply
 from adapters.redis_store import DONE_KEPT_MS, Post, RedisStore
 from app.messages import Lane
@@ -51,24 +40,15 @@ from app.ports import (
     Unavailable,
 )
 from app.records import Limit
-from app.settings import Fault
 
 log = logging.getLogger("finthenticate")
 
-LEAST_VERSION = (3, 10)
 LEFT_SECONDS = 1.0  # what a worker has had for longer and is not at work on, it has left
 REPLIES_AT_ONCE = 500
-DELIVERY_LIMIT = 5  # a worker buries at the third; past this the broker itself takes it out
-MOST_IN_A_LANE = 100_000  # the bound of admission is Redis's; this one is for what that has forgotten
-DEAD_KEPT = 10_000
-REPLIES_KEPT = 10_000
-REPLIES_EXPIRE_MS = 60_000
 SEEN_KEPT = 10_000
 TIMES_BEFORE = "times-before"  # the header of a message that was handed out before it was written anew
-PROBE = "probe"  # the type of a message that only proves that its lane is written to
 
 pack = msgspec.msgpack.encode
-Arguments = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -81,54 +61,6 @@ def worker(redis_url: str, amqp_url: str, deployment: str, consumer: str) -> tup
     batch = Batch(Link(redis_url, "worker"))
     store = RedisStore(batch, replies=None)
     return RabbitWorker(batch, store, amqp_url, deployment, consumer), store
-
-
-class Queues:
-    """The names of a deployment's queues, and how they are made."""
-
-    def __init__(self, deployment: str) -> None:
-        self._deployment = deployment
-
-    def lane(self, lane: Lane) -> str:
-        return f"{self._deployment}.{lane}"
-
-    def back(self, lane: Lane) -> str:
-        return f"{self.lane(lane)}.back"
-
-    def dead(self, lane: Lane) -> str:
-        return f"{self.lane(lane)}.dead"
-
-    def replies(self, node: str) -> str:
-        return f"{self._deployment}.replies.{node}"
-
-    async def make_lane(self, channel: AbstractChannel, lane: Lane) -> AbstractQueue:
-        kept: Arguments = {"x-max-length": DEAD_KEPT}
-        await channel.declare_queue(self.dead(lane), durable=True, arguments=kept)
-        ours: Arguments = {
-            "x-queue-type": "quorum",
-            "x-delivery-limit": DELIVERY_LIMIT,
-            "x-dead-letter-exchange": "",
-            "x-dead-letter-routing-key": self.dead(lane),
-            "x-max-length": MOST_IN_A_LANE,
-            "x-overflow": "reject-publish",
-        }
-        await channel.declare_queue(self.back(lane), durable=True, arguments=ours)
-        return await channel.declare_queue(self.lane(lane), durable=True, arguments=ours)
-
-    async def make_lanes(self, channel: AbstractChannel) -> None:
-        for lane in Lane:
-            await self.make_lane(channel, lane)
-
-    async def prove_lanes(self, channel: AbstractChannel) -> None:
-        """Made, and written to: a quorum queue without a leader is declared like any other, and confirms nothing."""
-        await self.make_lanes(channel)
-        for lane in Lane:
-            probe = channel.default_exchange.publish(aio_pika.Message(b"", type=PROBE), self.lane(lane))
-            await attempt(probe, ANSWER_SECONDS)
-
-    async def make_replies(self, channel: AbstractChannel, node: str) -> AbstractQueue:
-        kept: Arguments = {"x-expires": REPLIES_EXPIRE_MS, "x-max-length": REPLIES_KEPT}
-        return await channel.declare_queue(self.replies(node), durable=True, arguments=kept)
 
 
 async def _merged(*sources: AsyncIterator[T]) -> AsyncIterator[T]:
@@ -257,18 +189,18 @@ class RabbitWorker(WorkerState):
 
     def _inbox(self, url: str, lane: Lane) -> Inbox:
         async def hand_back(messages: Sequence[Message]) -> None:
-            await asyncio.gather(*(self._put_there(self._queues.back(lane), lane, message) for message in messages))
+            back, befores = self._queues.back(lane), (number(message, TIMES_BEFORE) for message in messages)
+            await asyncio.gather(*map(partial(self._put_there, back, lane), messages, befores))
 
         return Inbox(url, f"take-{lane}", lambda channel: self._queues.make_lane(channel, lane), hand_back)
 
     async def take(self, lane: Lane, most: int) -> Sequence[Delivery]:
-        found = []
-        for message in await self._inboxes[lane].take(most):
-            if message.type == PROBE:
-                await self._inboxes[lane].acknowledge(message)
-            else:
-                found.append(self._delivery(lane, message, times_before(message) + 1))
-        return found
+        inbox = self._inboxes[lane]
+        found = await inbox.take(most)
+        for probe in (message for message in found if message.type == PROBE):
+            await inbox.acknowledge(probe)
+        deliveries = (self._delivery(lane, message) for message in found if message.type != PROBE)
+        return await asyncio.gather(*deliveries) or await self._handed_back(lane, 1)
 
     async def settle(self, delivery: Delivery, settlement: Settlement, patience: float) -> str:
         entry = delivery.entry
@@ -310,13 +242,19 @@ class RabbitWorker(WorkerState):
     async def reap(self, lane: Lane, most: int, held: Sequence[str]) -> Sequence[Delivery]:
         """What dead workers held the broker hands out by itself. What is here and nobody is at work on goes back; left
         to take is what others handed back, and what the broker has given up."""
+        await self._excuse(lane)  # that needs no RabbitMQ
         await self._line.channel()
         await self._put_back(lane, frozenset(held))
+        found = await self._handed_back(lane, most)
+        while len(found) < most and (message := await self._line.get(self._queues.dead(lane))) is not None:
+            found.append(replace(await self._delivery(lane, message), deliveries=DELIVERY_LIMIT + 1))
+        return found
+
+    async def _handed_back(self, lane: Lane, most: int) -> list[Delivery]:
+        """In a busy lane looked for by `reap` alone, which is soon enough."""
         found: list[Delivery] = []
         while len(found) < most and (message := await self._line.get(self._queues.back(lane))) is not None:
-            found.append(self._delivery(lane, message, times_before(message) + 1))
-        while len(found) < most and (message := await self._line.get(self._queues.dead(lane))) is not None:
-            found.append(self._delivery(lane, message, DELIVERY_LIMIT + 1))
+            found.append(await self._delivery(lane, message))
         return found
 
     async def leave(self) -> None:
@@ -328,11 +266,40 @@ class RabbitWorker(WorkerState):
         await super().close()
         await self._line.close()
 
-    def _delivery(self, lane: Lane, message: Message, deliveries: int) -> Delivery:
+    async def _delivery(self, lane: Lane, message: Message) -> Delivery:
         self._tokens += 1
         token = str(self._tokens)
-        self._in_hand[token] = Held(lane, message, time.monotonic())
-        return Delivery(lane, token, _entry(lane, message.body), deliveries)
+        self._in_hand[token] = held = Held(lane, message, time.monotonic())
+        held.deliveries = await self._count(message)
+        return Delivery(lane, token, _entry(lane, message.body), held.deliveries)
+
+    async def _count(self, message: Message) -> int:
+        """How often it was handed out. RabbitMQ's own count says only that it was: its death and every lost connection
+        add to it, though no worker died of anything. So what comes again is counted in Redis by who takes it."""
+        again = 0
+        if number(message, "x-delivery-count"):
+            try:
+                again = await self._add(message, 1)
+            except Unavailable:
+                again = 1
+        return 1 + number(message, TIMES_BEFORE) + max(0, again)
+
+    async def _add(self, message: Message, count: int) -> int:
+        key = names.again(message.message_id or "", number(message, TIMES_BEFORE))
+        calls = (("INCRBY", key, count), ("PEXPIRE", key, DONE_KEPT_MS))
+        total, _ = await asyncio.gather(*(self._batch.command(*call) for call in calls))
+        return int(total)
+
+    async def _excuse(self, lane: Lane) -> None:
+        """What a lost connection took out of the hand of a worker that lives has not killed it: it will not count."""
+        lost = self._inboxes[lane].lost
+        while lost:
+            await self._add(lost[-1], -1)
+            lost.pop()
+        for held in list(self._in_hand.values()):
+            if held.lane is lane and not held.excused and not lives(held.message):
+                held.excused = True
+                await self._add(held.message, -1)
 
     def _forget(self, entry: Entry) -> list[tuple[str, ...]]:
         return [("ZREM", names.lane_open(entry.lane), entry.rid)]
@@ -364,30 +331,33 @@ class RabbitWorker(WorkerState):
         """Once, however often it is asked; after Unavailable it is in hand again."""
         if (held := self._in_hand.pop(token, None)) is not None:
             try:
-                await self._put_there(queue, held.lane, held.message)
+                await self._put_there(queue, held.lane, held.message, held.deliveries - 1)
             except Unavailable:
                 self._in_hand[token] = held
                 raise
 
-    async def _put_there(self, queue: str, lane: Lane, message: Message) -> None:
+    async def _put_there(self, queue: str, lane: Lane, message: Message, before: int) -> None:
         """As a new message, since the broker counts what it puts back itself as handed out once more."""
         if not lives(message):
             return  # it is back already
-        counts = {TIMES_BEFORE: times_before(message)}
-        if message.type == PROBE or await self._line.publish(queue, message.body, message.message_id or "", counts):
+        headers = {TIMES_BEFORE: before}
+        if message.type == PROBE or await self._line.publish(queue, message.body, message.message_id or "", headers):
             await self._inboxes[lane].acknowledge(message)
 
 
-class Held(NamedTuple):
+@dataclass
+class Held:
+    """`deliveries`: this one included. `excused`: its connection is lost, and that does not count."""
+
     lane: Lane
     message: Message
     since: float  # time.monotonic()
+    deliveries: int = 1
+    excused: bool = False
 
 
-def times_before(message: Message) -> int:
-    """How often it was handed out before, by what it says itself and by what RabbitMQ has counted since."""
-    headers = message.headers or {}
-    return sum(int(str(headers.get(name, 0))) for name in (TIMES_BEFORE, "x-delivery-count"))
+def number(message: Message, header: str) -> int:
+    return int(str((message.headers or {}).get(header, 0)))
 
 
 def _entry(lane: Lane, body: bytes) -> Entry | None:
@@ -407,36 +377,3 @@ def _fields(body: bytes) -> dict[str, bytes] | None:
         return to_map([item if isinstance(item, bytes) else str(item).encode() for item in flat])
     except (msgspec.MsgspecError, ValueError):
         return None
-
-
-async def check_broker(url: str, deployment: str) -> None:
-    """Wait for the broker, then Fault where it is too old, does not let us in, or has our queues made otherwise."""
-    while True:
-        try:
-            await _check_broker(url, deployment)
-            return
-        except Unavailable as away:
-            if (fault := _fault(away.__cause__)) is not None:
-                raise Fault(f"FIN_BROKER_URL: {fault}") from None
-            await asyncio.sleep(LOOK_AGAIN_SECONDS)
-
-
-async def _check_broker(url: str, deployment: str) -> None:
-    line = Line(url, "check", Queues(deployment).make_lanes)
-    try:
-        await line.channel()
-        if line.version < LEAST_VERSION:
-            raise Fault(f"FIN_BROKER_URL: RabbitMQ is {'.'.join(map(str, line.version))}, older than 3.10.")
-    finally:
-        await line.close()
-
-
-def _fault(cause: BaseException | None) -> str | None:
-    """A sentence for what no waiting mends."""
-    if isinstance(cause, AuthenticationError | ProbableAuthenticationError):
-        return "RabbitMQ refuses our name or password."
-    if isinstance(cause, ChannelPreconditionFailed):
-        return f"a queue of ours exists with other arguments; delete it, or set FIN_DEPLOYMENT ({cause})."
-    if isinstance(cause, InvalidFrameError) and "OpenOk" in str(cause):  # how aiormq says NOT_ALLOWED
-        return "RabbitMQ does not let us into the virtual host that the URL names."
-    return None

@@ -22,6 +22,7 @@ from urllib.request import urlopen
 import uvloop
 
 from adapters import failpoints, rabbitmq, redis_streams
+from adapters.amqp_queues import check_broker
 from adapters.embedded_redis import EmbeddedRedis, running_url
 from adapters.env_file import EnvFile, WatchedEnv
 from adapters.key_files import KeyFiles
@@ -278,7 +279,7 @@ async def _check(settings: Settings, url: str) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(check_durability(Link(url, "check"), strict=settings.durability_strict))
         if settings.amqp_url:
-            group.create_task(rabbitmq.check_broker(settings.amqp_url, settings.deployment))
+            group.create_task(check_broker(settings.amqp_url, settings.deployment))
 
 
 async def _redis_url(settings: Settings) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import aio_pika
 from redis.asyncio import Redis
 
-from adapters import names, rabbitmq, redis_streams
+from adapters import amqp_queues, names, rabbitmq, redis_streams
 from app.messages import Lane
 from app.ports import GatewayBroker, Store, WorkerBroker
 from tests.running import Kind
@@ -51,7 +51,6 @@ SHORT = {
     "BLOCK_SECONDS": 1.0,
     "TAKE_SECONDS": 0.05,
     "LEFT_SECONDS": 0.1,
-    "UNASKED_SECONDS": 0.1,
     "HEARTBEAT_SECONDS": 1,
     "MAILS_KEPT": 3,
 }
@@ -97,7 +96,7 @@ async def _nothing(urls: Urls, deployment: str) -> None:
 
 
 async def _delete_queues(urls: Urls, deployment: str) -> None:
-    queues = rabbitmq.Queues(deployment)
+    queues = amqp_queues.Queues(deployment)
     connection = await aio_pika.connect(urls[Kind.RABBITMQ])
     async with connection:
         channel = await connection.channel()
@@ -110,7 +109,7 @@ async def _junk_by_amqp(urls: Urls, deployment: str, lane: Lane) -> None:
     connection = await aio_pika.connect(urls[Kind.RABBITMQ])
     async with connection:
         channel = await connection.channel()
-        queue = rabbitmq.Queues(deployment).lane(lane)
+        queue = amqp_queues.Queues(deployment).lane(lane)
         await channel.default_exchange.publish(aio_pika.Message(b"no entry\x00\xff"), queue)
 
 

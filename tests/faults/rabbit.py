@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager
 
 from tests.faults import Figures, NotPossible, Run, Scenario
 from tests.faults.audit import Allowed
-from tests.faults.load import Load, Shape
+from tests.faults.load import NOBODY, Load, Shape
 from tests.faults.redis import AWAY, insist
 from tests.faults.stage import Stage, stage
-from tests.faults.worker import STORM, joins
+from tests.faults.worker import STORM, STRANDED_SECONDS, busy_again, joins
 from tests.running import WRITTEN_DOWN_SECONDS
 from tests.servers import Kind, Server, locate, server_of
 
@@ -106,6 +106,33 @@ async def rabbit_cut(run: Run) -> Figures:
     return {**play.figures(log), "cuts": cuts, "login after s": round(max(back), 2)}
 
 
+async def rabbit_worker_stopped(run: Run) -> Figures:
+    """What a hanging worker was handed is another's within seven seconds; when it wakes up it does nothing twice."""
+    rounds, took = run.size(test=1, full=10), []
+    async with (
+        with_rabbit(run, gateways=1) as (play, _),
+        Load.on(play.deployment, run.seed, NOBODY) as load,
+    ):
+        hand = load.hand()
+        address = await hand.sign_up()
+        for n in range(rounds):
+            run.say(f"{n} of {rounds} rounds")
+            worker = play.of("worker")[n % 2]
+            worker.pause()  # and RabbitMQ hands it what it has asked for
+            stopped = time.monotonic()
+            try:
+                await asyncio.gather(hand.login(address), *(hand.guess(f"hangs-{n}@load.test") for _ in range(5)))
+            finally:
+                took.append(time.monotonic() - stopped)
+                worker.go_on()
+            await busy_again(play, hand, worker)
+        log = await load.stop()
+        play.audit(log, Allowed())
+    assert max(took) <= STRANDED_SECONDS, f"answered after {max(took):.1f} s"
+    assert max(took) > 1.0, "the worker that hung was handed nothing: nothing was proved"
+    return {"rounds": rounds, "requests": len(log.asked), "slowest s": round(max(took), 2)}
+
+
 async def rabbit_worker_joins(run: Run) -> Figures:
     """A new worker helps at once, and one that stops hands back what it has, with RabbitMQ as with Redis."""
     async with with_rabbit(run, STORM, gateways=1, workers=1) as (play, _):
@@ -143,6 +170,7 @@ SCENARIOS: dict[str, Scenario] = {
     "rabbit_killed": rabbit_killed,
     "rabbit_cut": rabbit_cut,
     "rabbit_worker_killed": rabbit_worker_killed,
+    "rabbit_worker_stopped": rabbit_worker_stopped,
     "rabbit_worker_joins": rabbit_worker_joins,
     "rabbit_full": rabbit_full,
 }

@@ -136,7 +136,7 @@ async def _stopped_and_late(play: Stage, hand: Visitor, address: str, n: int) ->
     finally:
         took = time.monotonic() - stopped
         worker.go_on()
-    await _busy_again(play, hand, worker)
+    await busy_again(play, hand, worker)
     return took
 
 
@@ -156,7 +156,7 @@ async def _stopped_and_first(play: Stage, hand: Visitor, address: str, n: int) -
     finally:
         first.go_on()
         second.go_on()
-    await _busy_again(play, hand, second)
+    await busy_again(play, hand, second)
 
 
 async def _copied(play: Stage, hand: Visitor, address: str, n: int) -> None:
@@ -176,7 +176,7 @@ async def _copied(play: Stage, hand: Visitor, address: str, n: int) -> None:
     await asked
 
 
-async def _busy_again(play: Stage, hand: Visitor, worker: Process) -> None:
+async def busy_again(play: Stage, hand: Visitor, worker: Process) -> None:
     """What it held when it was stopped is behind it: it has served a request that came later, alone."""
     others = [other for other in play.of("worker") if other is not worker]
     for other in others:
