@@ -451,8 +451,8 @@ async def test_a_push_for_one_connection_reaches_that_one_whoever_it_is(deployme
     event = MailStatus(kind="new_device", status="retrying")
     async with deployment.client() as first, deployment.client() as second:
         with Redis.from_url(deployment.redis_url) as redis:
-            for only in (second.hello["connectionId"], "nobody"):
-                signed = entries.sign_notice(edge, Notice("", "", event, ("", ""), only=only))
+            for connection in (second.hello["connectionId"], "nobody"):
+                signed = entries.sign_notice(edge, Notice("", "", event, only=("", connection)))
                 for node in redis.zrange(names.LIVING, 0, -1):
                     redis.xadd(
                         names.REPLIES + node.decode(), {"k": "notice", "x": text(signed.body), "m": text(signed.mac)}

@@ -13,7 +13,7 @@ from app import entries
 from app.messages import MailStatus
 from app.ports import Mailer, MailInHand, MailQueue, SealedMail, Unavailable, Undeliverable
 from app.records import Mail, Notice
-from app.rules import CODE_MS, HOUR
+from app.rules import CODE_MS, HOUR, RESET_MS
 from app.sealing import Opener, Unreadable
 from app.settings import Secrets
 
@@ -34,7 +34,9 @@ def retry_after(tries: int) -> float:
 
 def useful_until(mail: Mail, queued: int) -> int:
     """A mail whose code has expired would only mislead. A dead letter that is retried is queued anew."""
-    return mail.at + CODE_MS if mail.code else queued + GIVE_UP_MS
+    if mail.code:
+        return mail.at + (RESET_MS if mail.kind == "reset" else CODE_MS)
+    return queued + GIVE_UP_MS
 
 
 class MailerLoop:

@@ -94,7 +94,7 @@ _TEXTS: dict[str, dict[str, tuple[str, ...]]] = {
             "Set a new password",
             "Somebody, we hope you, asked to set a new password for your account at {service}. This is the way:",
             LINK,
-            "It works once, and for ten minutes.",
+            "It works once, and for half an hour.",
             FACTS,
             "If it was not you, there is nothing to do: nothing has changed, and your password still works.",
         ),
@@ -103,7 +103,7 @@ _TEXTS: dict[str, dict[str, tuple[str, ...]]] = {
             "Alguém, esperamos que você, pediu para definir uma nova senha para a sua conta em {service}. O caminho "
             "é este:",
             LINK,
-            "Ele funciona uma única vez, por dez minutos.",
+            "Ele funciona uma única vez, por meia hora.",
             FACTS,
             "Se não foi você, não é preciso fazer nada: nada mudou, e sua senha continua valendo.",
         ),

@@ -18,7 +18,7 @@ SCENARIOS: dict[str, Scenario] = {
     for module in (worker, gateway, redis, rabbit, damage, poison, restarts)
     for name, scenario in module.SCENARIOS.items()
 }
-TEST_SECONDS = 240  # for one at the size of a test: far more than it takes, but for a mail that waits for a dead mailer
+TEST_SECONDS = 240  # for one at the size of a test: far more than it takes
 FULL_SECONDS = 1800  # for one at the size of a campaign
 
 

@@ -27,7 +27,7 @@ from tests.faults.visitors import KEYED_SECONDS, Guesser, Owner, Registrant, Vis
 SETTINGS = {"FIN_FAILURES_PER_ACCOUNT": "1000000"}
 STOP_SECONDS = KEYED_SECONDS + 40.0  # by then the longest request has been answered or given up
 EMPTY_SECONDS = 60.0
-MAILED_SECONDS = 90.0  # what a mailer was handed and never got is taken over after a minute
+MAILED_SECONDS = 45.0  # what a mailer that died held is taken over after some twelve seconds
 GRACE_SECONDS = 0.5  # in which a second answer would come, when nothing is in hand any more
 POLL_SECONDS = 0.02
 
