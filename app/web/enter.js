@@ -99,9 +99,12 @@ function newDevice(app, email, { challenge, sentTo, matchNumber, expiresIn }) {
 
 /** What becomes of a mail that this connection caused. @param {App} app @param {HTMLElement} form */
 function mailStatus(app, form) {
-  atLeave(app.client.on("mail_status", ({ status }) => {
-    if (status === "sent") complain(form, "");
-    else complain(form, t(status === "failed" ? "mailFailed" : "mailRetrying"), status !== "failed");
+  let late = false;
+  atLeave(app.client.on("mail_status", ({ kind, status }) => {
+    if (kind !== "new_device") return;
+    if (status !== "sent") complain(form, t(status === "failed" ? "mailFailed" : "mailRetrying"), status !== "failed");
+    else if (late) complain(form, "");
+    late = status !== "sent";
   }));
 }
 
