@@ -23,6 +23,7 @@ export function deviceName() {
 
 /** @param {App} app @param {{email?: string, note?: string, calm?: boolean}} [given] */
 export function signIn(app, { email = "", note = "", calm = true } = {}) {
+  app.client.abandon();
   const form = show("signin", { focus: false });
   const input = /** @type {HTMLInputElement} */ ($(form, "#email"));
   input.value = email;
