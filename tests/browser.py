@@ -19,7 +19,7 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 # As root in a container, on a closed network: Chromium is not to look for its maker's hosts.
 ARGUMENTS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync""".split()
-PATIENCE_MS = 15_000
+PATIENCE_MS = 30_000  # a machine may have other work
 NPM = ROOT / "build/npm"  # git-ignored
 # What Chromium itself writes when a server is away; no page can prevent it.
 LOSS = re.compile(r"WebSocket connection to .* failed|net::ERR_(CONNECTION|INTERNET|EMPTY|SOCKET)")

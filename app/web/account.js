@@ -14,7 +14,14 @@ export async function account(app) {
   const { client } = app;
   const root = show("account", { focus: false });
   const own = await client.ask("account");
-  if (!root.isConnected || own.event !== "account") return;
+  if (!root.isConnected) return;
+  if (own.event !== "account") {
+    const sorry = part("part-sorry");
+    sorry.textContent = t(`code_${own.data.code}`);
+    $(root, "[data-attempt]").replaceChildren(sorry);
+    const timer = setTimeout(() => account(app), LOOK_MS);
+    return atLeave(() => clearTimeout(timer));
+  }
   const about = own.data;
   $(root, "[data-whose]").textContent = about.email;
 

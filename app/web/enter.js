@@ -23,6 +23,7 @@ export function deviceName() {
 
 /** @param {App} app @param {{email?: string, note?: string, calm?: boolean}} [given] */
 export function signIn(app, { email = "", note = "", calm = true } = {}) {
+  app.client.abandon();
   const form = show("signin", { focus: false });
   const input = /** @type {HTMLInputElement} */ ($(form, "#email"));
   input.value = email;
@@ -99,9 +100,12 @@ function newDevice(app, email, { challenge, sentTo, matchNumber, expiresIn }) {
 
 /** What becomes of a mail that this connection caused. @param {App} app @param {HTMLElement} form */
 function mailStatus(app, form) {
-  atLeave(app.client.on("mail_status", ({ status }) => {
-    if (status === "sent") complain(form, "");
-    else complain(form, t(status === "failed" ? "mailFailed" : "mailRetrying"), status !== "failed");
+  let late = false;
+  atLeave(app.client.on("mail_status", ({ kind, status }) => {
+    if (kind !== "new_device") return;
+    if (status !== "sent") complain(form, t(status === "failed" ? "mailFailed" : "mailRetrying"), status !== "failed");
+    else if (late) complain(form, "");
+    late = status !== "sent";
   }));
 }
 

@@ -45,6 +45,7 @@ let note = ""; // why a person is asked to sign in again
 async function route() {
   const path = location.pathname;
   signOut.hidden = true;
+  client.abandon();
   if (path === "/signup") return signUp(app);
   if (path === "/confirm") return confirm(app);
   if (path === "/forgot") return forgot(app);
