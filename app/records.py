@@ -289,6 +289,15 @@ class EndSession:
 
 
 @dataclass(frozen=True)
+class EndOthers:
+    """All sessions of the account but one, also what started after they were read."""
+
+    user_id: str
+    stays: str  # its id, or ""
+    reason: str
+
+
+@dataclass(frozen=True)
 class UpgradePassword:
     """A record with today's cost in place of an older one; without effect when somebody else was quicker."""
 
@@ -375,6 +384,7 @@ Write = (
     | RotateSession
     | ConfirmSession
     | EndSession
+    | EndOthers
     | UpgradePassword
     | ChangeAccount
     | NewestReset
@@ -417,6 +427,7 @@ class Notice:
     `spare`: the connection (node, connection) that caused it, which is not told.
     `devices`: only sessions that were started from one of these trusted devices are told.
     `only`: only this connection (node, connection) is told, whoever it is authenticated as.
+    `ends_others`: why every session but this one has ended; whoever is there for another is told that, and closed.
     """
 
     user_id: str
@@ -426,6 +437,7 @@ class Notice:
     close: bool = False
     devices: tuple[str, ...] | None = None
     only: tuple[str, str] | None = None
+    ends_others: str = ""
 
 
 class Verdict(StrEnum):

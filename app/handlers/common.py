@@ -17,6 +17,7 @@ from app.records import (
     ChangeAccount,
     ConfirmSession,
     Device,
+    EndOthers,
     EndSession,
     Facts,
     Identity,
@@ -185,6 +186,18 @@ def end_sessions(
 ) -> tuple[tuple[EndSession, ...], tuple[Notice, ...]]:
     ended = [end_session(session, reason, spare) for session in sessions]
     return tuple(write for write, _ in ended), tuple(notice for _, notice in ended)
+
+
+def end_all_but(
+    stays: str, reason: str, account: Account, facts: Facts, spare: tuple[str, str]
+) -> tuple[tuple[Write, ...], tuple[Notice, ...]]:
+    """Every session of the account but one; also such as start while this is being decided."""
+    ended, notices = end_sessions((each for each in facts.sessions if each.id != stays), reason, spare)
+    told = SessionEnded(session_id=stays, reason=reason)
+    return (*ended, EndOthers(account.id, stays, reason)), (
+        *notices,
+        Notice(account.id, stays, told, spare, ends_others=reason),
+    )
 
 
 def others(facts: Facts) -> list[Session]:
