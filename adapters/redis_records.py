@@ -24,6 +24,7 @@ from app.records import (
     DecideLogin,
     Device,
     EndChallenge,
+    EndOthers,
     EndSession,
     ForgetDevice,
     NewestReset,
@@ -48,6 +49,7 @@ class Translated:
 
     conditions: list[Command] = field(default_factory=list)  # {expected, command...}
     commands: list[Command] = field(default_factory=list)
+    endings: list[Command] = field(default_factory=list)  # {list, prefix of sessions, id of one that stays, why}
     swaps: list[Command] = field(default_factory=list)  # {key, field, old, new}
 
     def add(self, write: Write) -> None:
@@ -90,6 +92,9 @@ class Translated:
             case ForgetDevice(account, ref):
                 self._do("HDEL", _user(account) + names.DEVICES_OF, ref)
                 self._count(account)
+            case EndOthers(user_id, stays, reason):
+                listed = names.USERS + user_id + names.SESSIONS_OF
+                self.endings.append((listed, names.SESSIONS, stays, reason))
             case UpgradePassword(user_id, old_record, new_record):
                 self.swaps.append((names.USERS + user_id, "password", old_record, new_record))
             case StartSession() | RotateSession() | ConfirmSession() | EndSession():

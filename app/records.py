@@ -291,6 +291,15 @@ class EndSession:
 
 
 @dataclass(frozen=True)
+class EndOthers:
+    """All sessions of the account but one, also what started after they were read."""
+
+    user_id: str
+    stays: str  # its id, or ""
+    reason: str
+
+
+@dataclass(frozen=True)
 class UpgradePassword:
     """A record with today's cost in place of an older one; without effect when somebody else was quicker."""
 
@@ -377,6 +386,7 @@ Write = (
     | RotateSession
     | ConfirmSession
     | EndSession
+    | EndOthers
     | UpgradePassword
     | ChangeAccount
     | NewestReset
@@ -419,6 +429,7 @@ class Notice:
     `spare`: the connection (node, connection) that caused it, which is not told.
     `devices`: only sessions that were started from one of these trusted devices are told.
     `only`: only this connection (node, connection) is told, whoever it is authenticated as.
+    `ends_others`: why every session but this one has ended; whoever is there for another is told that, and closed.
     """
 
     user_id: str
@@ -428,6 +439,7 @@ class Notice:
     close: bool = False
     devices: tuple[str, ...] | None = None
     only: tuple[str, str] | None = None
+    ends_others: str = ""
 
 
 class Verdict(StrEnum):

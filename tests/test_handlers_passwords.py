@@ -24,6 +24,7 @@ from app.records import (
     Account,
     ChangeAccount,
     EndChallenge,
+    EndOthers,
     EndSession,
     Mail,
     Needs,
@@ -136,10 +137,13 @@ def test_the_mailed_link_sets_the_password_and_ends_every_session_and_starts_non
     assert HASHER.verify(change.new.password, ANA.id, NEW)
     assert written(outcome, EndChallenge) == [EndChallenge(LINKED)]
     assert written(outcome, EndSession) == [EndSession(each, "password_reset") for each in living]
-    assert len(outcome.writes) == 4
-    assert [(told.session_id, told.close, told.spare) for told in outcome.notices] == [
+    assert written(outcome, EndOthers) == [EndOthers(ANA.id, "", "password_reset")]
+    assert len(outcome.writes) == 5
+    *told_of, others = outcome.notices
+    assert [(told.session_id, told.close, told.spare) for told in told_of] == [
         (each.id, True, ("", "")) for each in living
     ]
+    assert (others.session_id, others.spare, others.ends_others) == ("", ("", ""), "password_reset")
     assert outcome.mails == (Mail("password_changed", EMAIL, ip="192.0.2.7", at=NOW),)
     assert (outcome.identity, outcome.verdict, outcome.subject, evaluations) == (None, Verdict.PASSED, ANA.id, 1)
 
@@ -253,7 +257,9 @@ def test_the_present_password_sets_a_new_one_and_every_other_session_ends() -> N
     )
     assert HASHER.verify(change.new.password, ANA.id, NEW)
     assert written(outcome, EndSession) == [EndSession(other, "password_changed")]
-    closed, alerted = outcome.notices
+    assert written(outcome, EndOthers) == [EndOthers(ANA.id, session().id, "password_changed")]
+    closed, others, alerted = outcome.notices
+    assert (others.session_id, others.spare, others.ends_others) == (session().id, HERE, "password_changed")
     assert (closed.session_id, closed.close) == (other.id, True)
     assert alerted == Notice(ANA.id, "", SecurityAlert(kind="password_changed"), HERE)
     assert outcome.mails == (Mail("password_changed", EMAIL, ip="192.0.2.7", at=NOW, tell=HERE),)

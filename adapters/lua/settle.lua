@@ -10,6 +10,7 @@
 --   notices    array of {online key, connection that is not told, MAC'd body, MAC}: for every node where somebody else is
 --              authenticated as that account
 --   swaps      array of {key, field, old, new}: written only where old is still there
+--   endings    array of {list of sessions, prefix of sessions, id of one that stays, why}: all others on the list end
 --   commands   array of {command...}: writes
 --   posts      array of {node, {field, value...}}: replies
 --   mails      array of {limits, array of {command...}}; limits: array of {key, most, window ms}: past one, none is run
@@ -97,6 +98,17 @@ for _, swap in ipairs(plan.swaps) do
   local key, field, old, new = unpack(swap)
   if redis.call('HGET', key, field) == old then
     redis.call('HSET', key, field, new)
+  end
+end
+for _, ending in ipairs(plan.endings) do
+  local list, sessions, stays, reason = unpack(ending)
+  for _, id in ipairs(redis.call('ZRANGE', list, 0, -1)) do
+    if id ~= stays then
+      if redis.call('EXISTS', sessions .. id) == 1 then
+        redis.call('HSET', sessions .. id, 'ended', reason)
+      end
+      redis.call('ZREM', list, id)
+    end
   end
 end
 run(plan.commands)

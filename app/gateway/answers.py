@@ -148,6 +148,11 @@ class Answers:
                 continue
             if notice.devices is not None and connection.identity.device_ref not in notice.devices:
                 continue
+            if notice.ends_others:
+                if (ended := connection.identity.session_id) != notice.session_id:
+                    push(connection, SessionEnded(session_id=ended, reason=notice.ends_others))
+                    self._end(connection)
+                continue
             connection.socket.send(frame)
             if notice.close and connection.identity.session_id == notice.session_id:
                 self._end(connection)

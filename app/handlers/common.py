@@ -17,6 +17,7 @@ from app.records import (
     ChangeAccount,
     ConfirmSession,
     Device,
+    EndOthers,
     EndSession,
     Facts,
     Identity,
@@ -195,6 +196,16 @@ def end_sessions(
 ) -> tuple[tuple[EndSession, ...], tuple[Notice, ...]]:
     ended = [end_session(session, reason, spare) for session in sessions]
     return tuple(write for write, _ in ended), tuple(notice for _, notice in ended)
+
+
+def end_all_but(
+    stays: str, reason: str, account: Account, facts: Facts
+) -> tuple[tuple[Write, ...], tuple[Notice, ...]]:
+    """Every session of the account but one; also such as start while this is being decided."""
+    ended, notices = end_sessions((each for each in facts.sessions if each.id != stays), reason, ("", ""))
+    told = SessionEnded(session_id=stays, reason=reason)
+    whoever_is_there = Notice(account.id, stays, told, ends_others=reason)
+    return (*ended, EndOthers(account.id, stays, reason)), (*notices, whoever_is_there)
 
 
 def others(facts: Facts) -> list[Session]:

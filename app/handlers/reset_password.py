@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from app import rules
-from app.handlers.common import Context, end_sessions, rate_limited, refuse
+from app.handlers.common import Context, end_all_but, rate_limited, refuse
 from app.messages import Code, PasswordReset, ResetPassword
 from app.passwords import weakness
 from app.records import ChangeAccount, EndChallenge, Facts, Mail, Needs, Outcome, Verdict
@@ -42,7 +42,7 @@ def decide(request: ResetPassword, facts: Facts, ctx: Context) -> Outcome:
         return refuse(REFUSED, Code.CODE_EXPIRED, field="code", subject=account.id)
     record = ctx.passwords.hash(account.id, request.new_password)
     changed = replace(account, password=record, reset="", floor=account.version + 1)
-    ended, notices = end_sessions(facts.sessions, "password_reset", ("", ""))
+    ended, notices = end_all_but("", "password_reset", account, facts)
     return Outcome(
         PasswordReset.event,
         PasswordReset(),

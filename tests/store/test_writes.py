@@ -12,6 +12,7 @@ from app import entries
 from app.records import (
     ConfirmSession,
     CreateAccount,
+    EndOthers,
     EndSession,
     Identity,
     Needs,
@@ -157,6 +158,24 @@ async def test_an_ended_session_is_known_as_ended_until_time_would_have_ended_it
         assert facts.session == replace(made.session, ended="logout")
         assert facts.sessions == ()
         assert await parts.redis.pexpiretime(names.SESSIONS + made.session.id) == made.session.created + 7 * DAY
+
+
+@pytest.mark.parametrize("stays", ["", session().id])
+async def test_all_sessions_but_one_end_those_too_that_nobody_has_read(redis_url: str, stays: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        unread = replace(made.session, id="0wrk1-unread")
+        await parts.made(StartSession(unread, made.account, None))
+        listed = names.USERS + made.account.id + names.SESSIONS_OF
+        await parts.redis.zadd(listed, {"0wrk1-lost": made.session.created + DAY})  # of which nothing else is left
+        await parts.made(EndOthers(made.account.id, stays, "password_reset"))
+        for each in (made.session, unread):
+            ended = "" if each.id == stays else "password_reset"
+            facts = await parts.check(Needs(session_id=each.id, sessions=True))
+            assert facts.session == replace(each, ended=ended)
+            assert facts.sessions == ((made.session,) if stays else ())
+        assert await parts.redis.zcard(listed) == (1 if stays else 0)
+        assert not await parts.redis.exists(names.SESSIONS + "0wrk1-lost")
 
 
 async def test_a_session_that_is_ended_twice_is_ended(redis_url: str) -> None:
