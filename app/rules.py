@@ -26,6 +26,7 @@ ANYWHERE = 10  # times the failures from one network
 RESET_MS = 30 * MINUTE
 RESET_KEPT_MS = HOUR  # until then a late link is told so
 CHALLENGE_MS = 10 * MINUTE
+LATE_MS = 5 * MINUTE  # a device's challenge outlives its code by this: a late code is told so
 APPROVAL_MS = 3 * MINUTE  # who is asked on another device answers soon, or not at all
 APPROVAL_TRIES = 3
 DEVICES_PER_ACCOUNT = 50  # the longest unseen one makes room
@@ -72,17 +73,17 @@ def proof_limits(limits: Limits, user_id: str, network: str) -> tuple[Limit, ...
     return _proof("proof", limits, user_id, network)
 
 
-def factor_limits(limits: Limits, user_id: str, network: str) -> tuple[Limit, ...]:
+def factor_limits(limits: Limits, subject: str, network: str) -> tuple[Limit, ...]:
     """Failures of a second factor, in whichever request. By themselves: a right password must not clear them, or who
     has only that could guess codes without end.
     """
-    return _proof("factor", limits, user_id, network)
+    return _proof("factor", limits, subject, network)
 
 
-def _proof(name: str, limits: Limits, user_id: str, network: str) -> tuple[Limit, ...]:
+def _proof(name: str, limits: Limits, subject: str, network: str) -> tuple[Limit, ...]:
     if limits.failures_per_account is None:
         return failures_of(limits, network)
-    return (_failures(name, user_id, limits.failures_per_account), *failures_of(limits, network))
+    return (_failures(name, subject, limits.failures_per_account), *failures_of(limits, network))
 
 
 def _failures(name: str, subject: str, most: int) -> Limit:
@@ -220,9 +221,9 @@ def refresh_turn(session: Session | None, token: RefreshToken, now: int) -> Turn
 # --- second factor and devices ---------------------------------------------------------------------------------
 
 
-def factor_subject(challenge_id: str) -> str:
-    """The account whose second factor a challenge asks for: its failures are counted, whichever challenge is tried."""
-    return challenge_id.partition(".")[2]
+def factor_subject(user_id: str, device_ref: str) -> str:
+    """Whose failures of a second factor are counted: a trusted device's by itself, which nobody else can keep out."""
+    return f"{user_id}~{device_ref}" if device_ref else user_id
 
 
 def masked(email: str) -> str:

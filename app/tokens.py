@@ -166,6 +166,21 @@ class Mint:
         secret = self._secrets.find(kid)
         return secret is not None and hmac.compare_digest(_mac(secret, "code", challenge_id, code), mac)
 
+    # challenges of a second factor: `id.subject.HMAC`, so that nobody makes up whose failures are counted
+
+    def challenge_id(self, subject: str) -> str:
+        secret, id = self._secrets.current, new_id(self.kid)
+        return f"{id}.{subject}.{_mac(secret, 'challenge', id, subject)}"
+
+    def challenge_subject(self, challenge_id: str) -> str | None:
+        """What it was made for; None where it was not made here."""
+        id, _, rest = challenge_id.partition(".")
+        subject, _, mac = rest.partition(".")
+        secret = self._secrets.find(id[1:5])
+        if secret is None or not hmac.compare_digest(_mac(secret, "challenge", id, subject), mac):
+            return None
+        return subject
+
     # of a second factor: the seed is sealed, of a recovery code there is an HMAC
 
     def seal_seed(self, user_id: str, seed: bytes) -> str:

@@ -331,7 +331,7 @@ def test_a_new_device_is_mailed_a_code_and_gets_no_session() -> None:
     assert isinstance(write, PutChallenge)
     kept = write.challenge
     assert (data.challenge, data.sent_to, data.expires_in) == (kept.id, "a***@example.com", 600)
-    assert (kept.kind, kept.user_id, kept.email, kept.expires) == ("device", ANA.id, EMAIL, NOW + 10 * MINUTE)
+    assert (kept.kind, kept.user_id, kept.email, kept.expires) == ("device", ANA.id, EMAIL, NOW + 15 * MINUTE)
     assert (kept.bound, kept.device_name, kept.decided) == ("connection", "Laptop", "")
     assert (kept.password, kept.device_ref, kept.version) == ("", "", ANA.version)
     assert (outcome.verdict, outcome.identity, outcome.notices) == (Verdict.PASSED, None, ())
@@ -387,15 +387,24 @@ PENDING_ATTEMPT = Attempt("0wrk1-attempt", "0wrk1-before", 42, NOW + 1, "0-node"
         pytest.param("", True, id="nobody waits"),
         pytest.param(PENDING_ATTEMPT.text, False, id="somebody waits"),
         pytest.param(replace(PENDING_ATTEMPT, expires=NOW).text, True, id="nobody waits any more"),
-        pytest.param(replace(PENDING_ATTEMPT, connection="connection").text, True, id="the same connection waits"),
     ],
 )
-def test_one_login_waits_to_be_let_in_at_a_time_and_its_own_connection_replaces_it(pending: str, opens: bool) -> None:
+def test_one_login_waits_to_be_let_in_at_a_time(pending: str, opens: bool) -> None:
     outcome = outcome_of(NEW, account=replace(ANA, attempt=pending), devices=(PHONE,))
     assert detected(outcome).sent_to == "a***@example.com"
     assert len(outcome.mails) == 1  # the code is there in any case
     assert bool(outcome.notices) is opens
     assert bool(written(outcome, ChangeAccount)) is opens
+
+
+def test_who_waits_and_logs_in_again_is_asked_about_once_with_the_same_number() -> None:
+    waits = replace(PENDING_ATTEMPT, connection="connection")
+    account = replace(ANA, attempt=waits.text)
+    outcome = outcome_of(NEW, account=account, devices=(PHONE,))
+    data = detected(outcome)
+    again = replace(waits, challenge=data.challenge)
+    assert written(outcome, ChangeAccount) == [ChangeAccount(account, replace(account, attempt=again.text))]
+    assert (data.match_number, outcome.notices) == (waits.number, ())
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, UNVERIFIED], ids=["verified", "unverified"])
@@ -431,7 +440,8 @@ def test_after_the_device_comes_the_second_factor(request_: Login, settings: Set
     assert outcome.data == SecondFactorRequired(challenge=kept.id, methods=methods, expires_in=600)
     assert (kept.kind, kept.user_id, kept.email, kept.expires) == ("second_factor", BEA.id, EMAIL, NOW + 10 * MINUTE)
     assert (kept.bound, kept.device_ref, kept.device_name, kept.code_mac) == ("connection", ref, name, "")
-    assert (rules.factor_subject(kept.id), kept.version) == (BEA.id, BEA.version)
+    assert MINT.challenge_subject(kept.id) == rules.factor_subject(BEA.id, ref)
+    assert kept.version == BEA.version
     assert (outcome.identity, outcome.notices, outcome.mails, outcome.subject) == (None, (), (), BEA.id)
 
 

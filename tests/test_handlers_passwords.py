@@ -259,7 +259,7 @@ def test_the_present_password_sets_a_new_one_and_every_other_session_ends() -> N
     assert written(outcome, EndSession) == [EndSession(other, "password_changed")]
     assert written(outcome, EndOthers) == [EndOthers(ANA.id, session().id, "password_changed")]
     closed, others, alerted = outcome.notices
-    assert (others.session_id, others.spare, others.ends_others) == (session().id, HERE, "password_changed")
+    assert (others.session_id, others.spare, others.ends_others) == (session().id, ("", ""), "password_changed")
     assert (closed.session_id, closed.close) == (other.id, True)
     assert alerted == Notice(ANA.id, "", SecurityAlert(kind="password_changed"), HERE)
     assert outcome.mails == (Mail("password_changed", EMAIL, ip="192.0.2.7", at=NOW, tell=HERE),)

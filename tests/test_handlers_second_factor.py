@@ -66,7 +66,7 @@ from tests.deciding import (
 from tests.making import EMAIL, IDENTITY, MINT, NOW, PASSWORD, challenge
 
 WAITS = challenge(
-    id=f"0wrk1-challenge.{BEA.id}",
+    id=MINT.challenge_id(rules.factor_subject(BEA.id, PHONE.ref)),
     kind="second_factor",
     bound="connection",
     code_mac="",
@@ -93,10 +93,17 @@ def verify(code: str | None = None, recovery: str | None = None) -> Verify2fa:
 
 def test_a_second_factor_reserves_a_try_of_its_challenge_and_one_of_its_account() -> None:
     tries, network = rules.code_limits(Limits(), WAITS.id, "192.0.2.7")
-    factor_, network_too = rules.factor_limits(Limits(), BEA.id, "192.0.2.7")
+    factor_, network_too = rules.factor_limits(Limits(), rules.factor_subject(BEA.id, PHONE.ref), "192.0.2.7")
     assert network == network_too
     limits = (tries, factor_, network)
     assert needs_of(verify("1")) == Needs(challenge_id=WAITS.id, devices=True, crowd=True, limits=limits)
+
+
+@pytest.mark.parametrize("made_up", [f"{WAITS.id}x", f"0wrk1-a.{BEA.id}.mac", f"0wrk1-a.{BEA.id}", "0wrk1-a", "."])
+def test_a_challenge_that_was_not_made_here_takes_nobodys_place(made_up: str) -> None:
+    limits = rules.failures_of(Limits(), "192.0.2.7")
+    assert needs_of(Verify2fa(challenge=made_up, code="1")) == Needs(limits=limits)
+    assert outcome_of(Verify2fa(challenge=made_up, code="1")).code == Code.CHALLENGE_EXPIRED
 
 
 @pytest.mark.parametrize("away", [-1, 0, 1])

@@ -182,17 +182,9 @@ def test_no_two_limits_share_a_name_and_so_their_counts() -> None:
         assert len({limit.name for limit in found}) == len(found)
 
 
-@pytest.mark.parametrize(
-    ("challenge_id", "subject"),
-    [
-        pytest.param("0wrk1-challenge.0wrk1-user", "0wrk1-user", id="of a second factor"),
-        pytest.param("0wrk1-challenge", "", id="of anything else"),
-        pytest.param("", "", id="nothing"),
-        pytest.param("a.b.c", "b.c", id="made up"),
-    ],
-)
-def test_a_second_factors_challenge_names_whose_failures_are_counted(challenge_id: str, subject: str) -> None:
-    assert rules.factor_subject(challenge_id) == subject
+def test_a_trusted_devices_failures_of_a_second_factor_count_by_themselves() -> None:
+    alone, phone = rules.factor_subject("0wrk1-user", ""), rules.factor_subject("0wrk1-user", "0wrk1-phone")
+    assert len({alone, phone, rules.factor_subject("0wrk1-user", "0wrk1-tablet")}) == 3
 
 
 @pytest.mark.parametrize(

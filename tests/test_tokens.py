@@ -454,3 +454,12 @@ def test_an_id_begins_with_its_shard_and_key_and_has_128_random_bits() -> None:
     assert len(found) == 100
     for id in found:
         assert re.fullmatch(r"0wrk1-[A-Za-z0-9_-]{22}", id)
+
+
+def test_a_challenge_says_what_it_was_made_for_and_a_made_up_one_nothing() -> None:
+    made = MINT.challenge_id("0wrk1-user~0wrk1-phone")
+    assert MINT.challenge_subject(made) == "0wrk1-user~0wrk1-phone"
+    assert made != MINT.challenge_id("0wrk1-user~0wrk1-phone")
+    id, subject, mac = made.split(".")
+    for other in (f"{id}.{subject}", f"{id}.0wrk1-other.{mac}", f"0wrk1-x.{subject}.{mac}", f"{made}x", "", ".."):
+        assert MINT.challenge_subject(other) is None

@@ -131,15 +131,15 @@ def go_on(arrival: Arrival, facts: Facts, ctx: Context) -> Outcome:
     """What comes after the device: the second factor, or the session."""
     if not arrival.account.has2fa:
         return start_session(arrival, facts, ctx)
-    account = arrival.account
+    account, device_ref = arrival.account, arrival.device.ref if arrival.device else ""
     challenge = Challenge(
-        id=f"{new_id(ctx.mint.kid)}.{account.id}",  # rules.factor_subject
+        id=ctx.mint.challenge_id(rules.factor_subject(account.id, device_ref)),
         kind="second_factor",
         email=account.email,
         expires=facts.now + rules.CHALLENGE_MS,
         user_id=account.id,
         bound=ctx.origin.connection,
-        device_ref=arrival.device.ref if arrival.device else "",
+        device_ref=device_ref,
         device_name=arrival.device_name,
         noticed=arrival.noticed,
         version=account.version,

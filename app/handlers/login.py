@@ -71,13 +71,17 @@ def _new_device(request: Login, account: Account, facts: Facts, ctx: Context) ->
         id=new_id(ctx.mint.kid),
         kind="device",
         email=account.email,
-        expires=facts.now + rules.CHALLENGE_MS,
+        expires=facts.now + rules.CHALLENGE_MS + rules.LATE_MS,
         user_id=account.id,
         bound=origin.connection,
         device_name=name,
         version=account.version,
     )
-    number = 10 + secrets.randbelow(90)
+    pending = Attempt.read(account.attempt)
+    if pending is not None and facts.now >= pending.expires:
+        pending = None
+    here = pending if pending is not None and pending.connection == origin.connection else None
+    number = here.number if here else 10 + secrets.randbelow(90)
     detected = NewDeviceDetected(
         challenge=challenge.id,
         sent_to=rules.masked(account.email),
@@ -94,9 +98,9 @@ def _new_device(request: Login, account: Account, facts: Facts, ctx: Context) ->
         if_mailed=(PutChallenge(mailed),),  # without its mail it has no code, and waits for an approval
         subject=account.id,
     )
-    pending = Attempt.read(account.attempt)
-    busy = pending is not None and facts.now < pending.expires and pending.connection != origin.connection
-    if busy or not facts.devices or not origin.connection:
+    if here is not None:  # who is asked already: the same question, of this challenge
+        return outcome.with_writes(_attempted(account, replace(here, challenge=challenge.id)))
+    if pending is not None or not facts.devices or not origin.connection:
         return outcome
     attempt = Attempt(
         new_id(ctx.mint.kid), challenge.id, number, facts.now + rules.APPROVAL_MS, origin.node, origin.connection
@@ -104,6 +108,10 @@ def _new_device(request: Login, account: Account, facts: Facts, ctx: Context) ->
     asked = LoginAttempt(login_id=attempt.id, device_name=name or None, ip=origin.ip)
     trusted = tuple(device.ref for device in facts.devices)
     return replace(
-        outcome.with_writes(ChangeAccount(account, replace(account, attempt=attempt.text))),
+        outcome.with_writes(_attempted(account, attempt)),
         notices=(Notice(account.id, "", asked, devices=trusted),),
     )
+
+
+def _attempted(account: Account, attempt: Attempt) -> ChangeAccount:
+    return ChangeAccount(account, replace(account, attempt=attempt.text))

@@ -29,7 +29,10 @@ REFUSED = "2fa_verification_failed"
 def needs(request: Verify2fa, ctx: Context) -> Needs:
     settings, network = ctx.settings.limits, ctx.origin.network
     tries, *_ = rules.code_limits(settings, request.challenge, network)
-    limits = (tries, *rules.factor_limits(settings, rules.factor_subject(request.challenge), network))
+    subject = ctx.mint.challenge_subject(request.challenge)
+    if subject is None:
+        return Needs(limits=rules.failures_of(settings, network))
+    limits = (tries, *rules.factor_limits(settings, subject, network))
     return Needs(challenge_id=request.challenge, devices=True, crowd=True, limits=limits)
 
 
