@@ -51,7 +51,10 @@ class Line:
         if self._opening is None:
             self._opening = asyncio.create_task(self._open_anew())
             self._opening.add_done_callback(self._opened_or_not)
-        return await asyncio.shield(self._opening)
+        try:
+            return await asyncio.shield(self._opening)
+        except asyncio.CancelledError:
+            raise lost() from None
 
     async def publish(self, queue: str, body: bytes, id: str, headers: Mapping[str, Any] | None = None) -> bool:
         """True when the broker has it for good; False: there is no such queue. NotTaken where that is full."""
@@ -121,8 +124,8 @@ class Line:
         """Closed for good, or it would be closed by a collector of garbage that waits for nothing."""
         connection, self._connection, self._channel = self._connection, None, None
         while connection is not None and not connection.is_closed:  # the second time has nothing to wait for
-            with suppress(AMQPError, OSError, TimeoutError, RuntimeError):
-                await asyncio.wait_for(connection.close(), ANSWER_SECONDS)
+            with suppress(Unavailable):
+                await attempt(connection.close(), ANSWER_SECONDS)
 
 
 async def attempt(call: Awaitable[T], seconds: float) -> T:
@@ -134,10 +137,15 @@ async def attempt(call: Awaitable[T], seconds: float) -> T:
     except (AMQPError, OSError, TimeoutError, RuntimeError, EOFError) as error:
         raise Unavailable(f"RabbitMQ: {type(error).__name__}: {error}") from error
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise Unavailable("RabbitMQ: the connection was lost") from None  # how aiormq says it to who waits
+        raise lost() from None
+
+
+def lost() -> BaseException:
+    """What a CancelledError means: that we are to end, or only that somebody has closed, or lost, the connection."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        return asyncio.CancelledError()
+    return Unavailable("RabbitMQ: the connection was lost")
 
 
 class Inbox:

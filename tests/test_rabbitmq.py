@@ -14,7 +14,9 @@ from urllib.request import urlopen
 import aio_pika
 import pytest
 
+from adapters.amqp_link import Line
 from app.messages import Lane
+from app.ports import Unavailable
 from tests.deployment import PASSWORD, Deployment, free_port, new_address, secret
 from tests.running import WRITTEN_DOWN_SECONDS
 from tests.servers import Kind, Server, locate, server_of
@@ -110,6 +112,26 @@ async def test_a_broker_that_is_not_there_at_the_start_is_waited_for_and_one_tha
             await asyncio.sleep(max(0.0, declared + WRITTEN_DOWN_SECONDS - time.monotonic()))
             await rabbit.kill()
         await rabbit.restart()
+
+
+async def test_who_waits_for_a_connection_that_is_closed_meanwhile_is_told_so_and_not_cancelled() -> None:
+    asked = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    async def nothing(_: object) -> None: ...
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    async with server:
+        line = Line(f"amqp://guest:guest@127.0.0.1:{server.sockets[0].getsockname()[1]}/", "test", nothing)
+        waiting = asyncio.create_task(line.channel())
+        await asked.wait()
+        await line.close()
+        with pytest.raises(Unavailable):
+            await waiting
 
 
 def until_ready(running: Deployment, ready: bool) -> None:
