@@ -13,9 +13,9 @@ from redis import Redis
 
 from app.client import connect
 from app.messages import Lane
+from tests.accounts import Authenticator
 from tests.browser import Browser, Person
 from tests.deployment import PASSWORD, Account, Deployment, in_lane, new_address
-from tests.test_devices import Authenticator
 
 pytestmark = pytest.mark.all
 
@@ -129,7 +129,7 @@ async def journey(browser: Browser, deployment: Deployment, look: Look, **how: A
         await ana.page.locator("img[data-qr]").evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
     )
     await look(ana, "qr")
-    await ana.types(appCodeLabel=app.code())
+    await ana.types(appCodeLabel=await app.code())
     await ana.presses("secondConfirm")
     await ana.sees("codesTitle")
     recovery = await ana.page.locator("[data-codes] li").all_inner_texts()
@@ -142,7 +142,7 @@ async def journey(browser: Browser, deployment: Deployment, look: Look, **how: A
     await phone.signs_in(address, PASSWORD)
     await phone.is_at("secondTitle")
     await look(phone, "second")
-    await phone.types(appCodeLabel=app.code())
+    await phone.types(appCodeLabel=await app.code())
     await phone.presses("continue")
     await phone.is_at("accountTitle")
 
@@ -181,7 +181,7 @@ async def journey(browser: Browser, deployment: Deployment, look: Look, **how: A
     await desk.follows("signinButton")
     await desk.signs_in(address, NEW_PASSWORD)
     await desk.is_at("secondTitle")
-    await desk.types(appCodeLabel=app.code())
+    await desk.types(appCodeLabel=await app.code())
     await desk.presses("continue")
     await desk.is_at("accountTitle")
 
@@ -381,11 +381,11 @@ async def test_an_account_is_looked_after_password_codes_second_step_and_devices
     await person.types(yourPassword=NEW_PASSWORD)
     await person.presses("continue")
     app = Authenticator((await person.page.locator("[data-secret]").inner_text()).replace(" ", ""))
-    await person.types(appCodeLabel=app.code())
+    await person.types(appCodeLabel=await app.code())
     await person.presses("secondConfirm")
     await person.presses("codesKept")
     await person.presses("renewCodes")
-    await person.types(yourPassword=NEW_PASSWORD, appCodeLabel=app.code())
+    await person.types(yourPassword=NEW_PASSWORD, appCodeLabel=await app.code())
     await look(person, "renew")
     await person.presses("renewCodes")
     await person.sees("codesTitle")
