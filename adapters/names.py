@@ -50,6 +50,11 @@ def done(rid: str) -> str:
     return f"{_TAG}done:{rid}"
 
 
+def again(rid: str, before: int) -> str:
+    """How often a worker took again what RabbitMQ had handed out, since it was written with `before` in its header."""
+    return f"{_TAG}again:{rid}:{before}"
+
+
 def limit(name: str, subject: str) -> str:
     return f"{_TAG}limit:{name}:{subject}"
 

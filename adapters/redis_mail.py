@@ -18,9 +18,9 @@ from redis.exceptions import ResponseError
 from adapters import names
 from adapters.lua import POST, POST_AGAIN, POST_END, RETIRE, TELL
 from adapters.redis_link import Batch, Link
-from adapters.redis_state import DEAD_KEPT, to_map
+from adapters.redis_state import BLOCK_MS, DEAD_KEPT, to_map
 from adapters.redis_store import REPLIES_KEPT, REPLIES_KEPT_MS, text, unpack
-from adapters.redis_streams import BLOCK_MS, read_group
+from adapters.redis_streams import read_group
 from app.ports import MailInHand, SealedMail, Signed, Unavailable
 
 MAILER_LIVES_MS = 8_000  # many beats: one that is paused for longer counts as dead, and its mails are sent by others

@@ -24,8 +24,10 @@ from app.records import (
     DecideLogin,
     Device,
     EndChallenge,
+    EndOthers,
     EndSession,
     ForgetDevice,
+    NewestReset,
     PutChallenge,
     RenewCode,
     RotateSession,
@@ -38,6 +40,7 @@ from app.records import (
 
 # Whoever decided on an account decides again when one of these has changed meanwhile.
 COUNTED = frozenset({"password", "status", "totp"})
+MOST_BOUND = 8  # connections that may answer one challenge; the longest bound makes room
 
 
 @dataclass
@@ -46,6 +49,7 @@ class Translated:
 
     conditions: list[Command] = field(default_factory=list)  # {expected, command...}
     commands: list[Command] = field(default_factory=list)
+    endings: list[Command] = field(default_factory=list)  # {list, prefix of sessions, id of one that stays, why}
     swaps: list[Command] = field(default_factory=list)  # {key, field, old, new}
 
     def add(self, write: Write) -> None:
@@ -58,7 +62,8 @@ class Translated:
                 key = names.CHALLENGES + challenge.id
                 self._while_waiting(challenge)
                 self._only_while(challenge.bound, key, "bound")
-                self._do("HSET", key, "bound", f"{challenge.bound} {connection}".strip())
+                bound = (*challenge.bound.split(), connection)[-MOST_BOUND:]
+                self._do("HSET", key, "bound", " ".join(bound))
             case RenewCode(challenge):
                 self._while_waiting(challenge)
                 renewed = ("code_mac", challenge.code_mac, "code_expires", challenge.code_expires)
@@ -79,12 +84,17 @@ class Translated:
                 self._keep_device(account, device)
             case ChangeAccount(old, new):
                 self._change(old, new)
+            case NewestReset(user_id, challenge_id):
+                self._do("HSET", names.USERS + user_id, "reset", challenge_id)
             case TrustDevice(account, device):
                 self._keep_device(account, device)
                 self._count(account)
             case ForgetDevice(account, ref):
                 self._do("HDEL", _user(account) + names.DEVICES_OF, ref)
                 self._count(account)
+            case EndOthers(user_id, stays, reason):
+                listed = names.USERS + user_id + names.SESSIONS_OF
+                self.endings.append((listed, names.SESSIONS, stays, reason))
             case UpgradePassword(user_id, old_record, new_record):
                 self.swaps.append((names.USERS + user_id, "password", old_record, new_record))
             case StartSession() | RotateSession() | ConfirmSession() | EndSession():
@@ -100,7 +110,7 @@ class Translated:
                 self._do("HSET", key, *flat(_session_fields(session)))
                 self._do("PEXPIREAT", key, ends)
                 self._do("ZREMRANGEBYSCORE", listed, "-inf", session.created)
-                self._do("ZADD", listed, ends, session.id)
+                self._list(session, ends, session.created)
                 if trusted is not None:
                     seen = Device(trusted.ref, trusted.mac, session.device_name, session.created)
                     self._keep_device(account, seen)
@@ -110,7 +120,10 @@ class Translated:
                 self._see(session, now, ("counter", session.counter + 1, "rotated", now))
             case ConfirmSession(_, now):
                 self._while_it_lives(session)
-                self._see(session, now)
+                # who is told the current token is told the one that is current then
+                self._only_while(str(session.counter), key, "counter")
+                if now > session.seen:  # what was seen later meanwhile stays so
+                    self._see(session, now)
             case EndSession(_, reason):
                 # ended twice at once is ended; but a record that has gone must not come back
                 self._only_while(session.user_id, key, "user")
@@ -122,8 +135,10 @@ class Translated:
         before, after = _texts(old), _texts(new)
         changed = [name for name, text in after.items() if text != before[name]]
         for name in changed:
-            self._only_while(before[name], key, name)
+            if name != "reset" or not after[name]:
+                self._only_while(before[name], key, name)
         if changed:
+            self._only_while(old.email, key, "email")  # an account that has gone must not come back
             self._do("HSET", key, *flat({name: after[name] for name in changed}))
         if COUNTED.intersection(changed):
             self._count(old)
@@ -145,7 +160,12 @@ class Translated:
         ends = min(session.created + rules.SESSION_ABSOLUTE_MS, now + rules.SESSION_IDLE_MS)
         self._do("HSET", key, "seen", now, *more)
         self._do("PEXPIREAT", key, ends)
-        self._do("ZADD", names.USERS + session.user_id + names.SESSIONS_OF, ends, session.id)
+        self._list(session, ends, now)
+
+    def _list(self, session: Session, ends: int, now: int) -> None:
+        listed = names.USERS + session.user_id + names.SESSIONS_OF
+        self._do("ZADD", listed, ends, session.id)
+        self._do("PEXPIREAT", listed, now + rules.SESSION_IDLE_MS)  # none that is listed lives longer unseen
 
     def _keep_device(self, account: Account, device: Device) -> None:
         text = msgspec.json.encode([device.mac, device.name, device.seen]).decode()
@@ -175,9 +195,9 @@ def flat(values: Mapping[str, Any]) -> list[Any]:
 
 
 def _texts(record: Account | Challenge) -> dict[str, str]:
-    """Every field but the id, which is the key's; what is empty or 0 as ''."""
+    """Every field but the id, which is the key's; what is empty, 0 or false as ''."""
     values = {each.name: getattr(record, each.name) for each in fields(record) if each.name != "id"}
-    return {name: str(int(value) if isinstance(value, bool) else value or "") for name, value in values.items()}
+    return {name: "1" if value is True else str(value or "") for name, value in values.items()}
 
 
 def _kept(record: Account | Challenge) -> dict[str, str]:
@@ -187,14 +207,14 @@ def _kept(record: Account | Challenge) -> dict[str, str]:
 def account_of(id: str, found: dict[str, str]) -> Account | None:
     if not found:
         return None
-    numbers = {name: int(found.get(name) or 0) for name in ("version", "created", "totp_step")}
+    numbers = {name: int(found.get(name) or 0) for name in ("version", "created", "totp_step", "floor")}
     return msgspec.convert({**found, **numbers, "id": id}, Account)
 
 
 def challenge_of(id: str, found: dict[str, str]) -> Challenge | None:
     if not found:
         return None
-    numbers = {name: int(found.get(name) or 0) for name in ("expires", "code_expires")}
+    numbers = {name: int(found.get(name) or 0) for name in ("expires", "code_expires", "version")}
     return msgspec.convert({**found, **numbers, "noticed": found.get("noticed") == "1", "id": id}, Challenge)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
+
+from redis.exceptions import ResponseError
 
 from adapters import names
 from adapters.lua import ADMIT, BEAT, TICK
-from adapters.redis_link import Batch, Command
+from adapters.redis_link import Batch, Command, Link
 from adapters.redis_store import DONE_KEPT_MS, RECLAIM_MS, pack, unpack
 from app.messages import Lane
 from app.ports import (
@@ -29,6 +31,9 @@ from app.ports import (
 
 log = logging.getLogger("finthenticate")
 
+BLOCK_MS = 1000  # a blocked read looks up this often, so stopping needs no cancelling
+BLOCK_SECONDS = 5.0  # and answers within this, or its connection is dead
+WORDS_A_READ = 500
 NODE_LIVES_MS = 10_000
 WORKER_LIVES_MS = 4_000
 MOST_JOINED = 8
@@ -40,9 +45,11 @@ class GatewayState:
 
     COUNT = ""  # the command that counts what is in a lane
 
-    def __init__(self, batch: Batch, node: str, max_queue: int) -> None:
-        self._batch, self._node, self._max_queue = batch, node, max_queue
+    def __init__(self, batch: Batch, reader: Link, node: str, max_queue: int) -> None:
+        self._batch, self._reader, self._node, self._max_queue = batch, reader, node, max_queue
+        self._stream, self._last = names.REPLIES + node, "0"
         self._known = False
+        self._closed = False
 
     @staticmethod
     def holds(lane: Lane) -> str:
@@ -97,21 +104,46 @@ class GatewayState:
             )
         )
 
+    async def words(self) -> AsyncIterator[Sealed | Signed]:
+        """What reaches the node through Redis: workers' where that is the broker, mailers' and operators' always."""
+        while not self._closed:
+            try:
+                command = ("XREAD", "COUNT", WORDS_A_READ, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last)
+                answer = await self._reader.call(*command, seconds=BLOCK_SECONDS)
+            except (Unavailable, ResponseError) as error:
+                log.warning("replies cannot be read", extra={"fields": {"reason": str(error)}})
+                await asyncio.sleep(0.2)
+                continue
+            for _, entries in answer or ():
+                for id, fields in entries:
+                    self._last = id.decode()
+                    if (reply := to_reply(to_map(fields))) is not None:
+                        yield reply
+
     async def heartbeat(self) -> tuple[Clock, bool]:
-        told, before = await asyncio.gather(
+        read = self._last  # more may be read while the answer is on its way
+        told, before, newest = await asyncio.gather(
             self._batch.script(TICK, [names.LIVING], self._node, NODE_LIVES_MS),
             self._batch.command("SET", names.NODES + self._node, "1", "PX", NODE_LIVES_MS, "GET"),
+            self._batch.command("XREVRANGE", self._stream, "+", "-", "COUNT", 1),
         )
+        if newest and _order(newest[0][0]) < _order(read.encode()):
+            self._last = "0"  # the stream was lost and made anew by an earlier clock: read it from its start
+        elif newest:  # what has been read is of no more use, and need not lie about
+            trimmed = self._batch.command("XTRIM", self._stream, "MINID", read)
+            trimmed.add_done_callback(lambda trim: trim.cancelled() or trim.exception())  # the next beat says it
         lapsed, self._known = self._known and before is None, True
         return Clock(*told), lapsed
 
     async def close(self) -> None:
+        self._closed = True
         try:
             leaving = (("DEL", names.NODES + self._node), ("ZREM", names.LIVING, self._node))
             await asyncio.gather(*(self._batch.command(*command) for command in leaving))
         except Unavailable:
             log.info("left without a word", extra={"fields": {"node": self._node}})
         await self._batch.close()
+        await self._reader.close()
 
 
 class WorkerState:
@@ -180,3 +212,9 @@ def to_reply(fields: Mapping[str, bytes]) -> Sealed | Signed | None:
 def to_map(flat: Sequence[bytes]) -> dict[str, bytes]:
     """Names and values in turn, as a map."""
     return dict(zip((name.decode(errors="replace") for name in flat[::2]), flat[1::2], strict=True))
+
+
+def _order(id: bytes) -> tuple[int, int]:
+    """Of an entry's id in its stream."""
+    ms, _, n = id.partition(b"-")
+    return int(ms), int(n or 0)

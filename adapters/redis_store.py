@@ -123,6 +123,7 @@ class RedisStore:
             "conditions": writes.conditions + mail_conditions,
             "commands": writes.commands,
             "posts": [(entry.node, reply), *_direct(settlement)],
+            "endings": writes.endings,
             "swaps": writes.swaps,
             "presence": _presence(settlement),
             "record": _record(settlement.record),
@@ -167,6 +168,7 @@ class RedisStore:
         effects = {
             "conditions": translated.conditions,
             "commands": [*translated.commands, _audited(audit)],
+            "endings": translated.endings,
             "swaps": translated.swaps,
             "notices": _told(notices),
         }
@@ -197,6 +199,7 @@ class RedisStore:
                 for lim, verdict in limits
             ],
             "notices": [],
+            "endings": [],
             "swaps": [],
             "commands": [],
             "mails": [],

@@ -17,19 +17,19 @@ from adapters import names
 from adapters.lua import REAP, RELEASE, RETIRE, RETURN
 from adapters.redis_link import Batch, Command, Link, refusal
 from adapters.redis_state import (
+    BLOCK_MS,
+    BLOCK_SECONDS,
     GatewayState,
     WorkerState,
     letter,
     to_entry,
     to_fields,
     to_map,
-    to_reply,
 )
 from adapters.redis_store import RedisStore
 from app.messages import Lane
 from app.ports import (
     Admitted,
-    Clock,
     Delivery,
     Entry,
     Expired,
@@ -39,18 +39,14 @@ from app.ports import (
     Sealed,
     Settlement,
     Signed,
-    Unavailable,
 )
 from app.records import Limit
 
 log = logging.getLogger("finthenticate")
 
-BLOCK_MS = 1000  # a blocked read looks up this often, so stopping needs no cancelling
-BLOCK_SECONDS = 5.0  # and answers within this, or its connection is dead
 TAKEN_OVER_AFTER_MS = 5_000  # far more than any work in hand takes: credit is about 100 ms of it
 SPOKEN_FOR_MS = 1_000  # what is in a worker's hand for longer needs its word; far more than an answer is on its way
 CONSUMER_GONE_MS = 600_000
-REPLIES_A_READ = 500
 
 
 def gateway(redis_url: str, node: str, max_queue: int) -> RedisGateway:
@@ -68,13 +64,6 @@ class RedisGateway(GatewayState):
 
     COUNT = "XLEN"
 
-    def __init__(self, batch: Batch, reader: Link, node: str, max_queue: int) -> None:
-        super().__init__(batch, node, max_queue)
-        self._reader = reader
-        self._stream = names.REPLIES + node
-        self._last = "0"
-        self._closed = False
-
     @staticmethod
     def holds(lane: Lane) -> str:
         return names.lane(lane)
@@ -82,37 +71,8 @@ class RedisGateway(GatewayState):
     async def admit(self, entry: Entry, patience: float) -> Admitted | Full | Expired | Known:
         return await self.let_in(entry, patience, "XADD", "*", *to_fields(entry))
 
-    async def replies(self) -> AsyncIterator[Sealed | Signed]:
-        while not self._closed:
-            try:
-                command = ("XREAD", "COUNT", REPLIES_A_READ, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last)
-                answer = await self._reader.call(*command, seconds=BLOCK_SECONDS)
-            except (Unavailable, ResponseError) as error:
-                log.warning("replies cannot be read", extra={"fields": {"reason": str(error)}})
-                await asyncio.sleep(0.2)
-                continue
-            for _, entries in answer or ():
-                for id, fields in entries:
-                    self._last = id.decode()
-                    if (reply := to_reply(to_map(fields))) is not None:
-                        yield reply
-
-    async def heartbeat(self) -> tuple[Clock, bool]:
-        read = self._last  # more may be read while the answer is on its way
-        beaten, newest = await asyncio.gather(
-            super().heartbeat(), self._batch.command("XREVRANGE", self._stream, "+", "-", "COUNT", 1)
-        )
-        if newest and _order(newest[0][0]) < _order(read.encode()):
-            self._last = "0"  # the stream was lost and made anew by an earlier clock: read it from its start
-        elif newest:  # what has been read is of no more use, and need not lie about
-            trimmed = self._batch.command("XTRIM", self._stream, "MINID", read)
-            trimmed.add_done_callback(lambda trim: trim.cancelled() or trim.exception())  # the next beat says it
-        return beaten
-
-    async def close(self) -> None:
-        self._closed = True
-        await super().close()
-        await self._reader.close()
+    def replies(self) -> AsyncIterator[Sealed | Signed]:
+        return self.words()
 
 
 class RedisWorker(WorkerState):
@@ -211,8 +171,3 @@ def _ended(stream: str, group: str, id: str) -> list[Command]:
 
 def _delivery(lane: Lane, id: bytes, fields: Sequence[bytes] | None, deliveries: int = 1) -> Delivery:
     return Delivery(lane, id.decode(), to_entry(lane, to_map(fields or ())), deliveries)
-
-
-def _order(id: bytes) -> tuple[int, int]:
-    ms, _, n = id.partition(b"-")
-    return int(ms), int(n or 0)

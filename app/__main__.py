@@ -22,6 +22,7 @@ from urllib.request import urlopen
 import uvloop
 
 from adapters import failpoints, rabbitmq, redis_streams
+from adapters.amqp_queues import check_broker
 from adapters.embedded_redis import EmbeddedRedis, running_url
 from adapters.env_file import EnvFile, WatchedEnv
 from adapters.key_files import KeyFiles
@@ -33,6 +34,7 @@ from adapters.redis_operator import ElsewhereOperator, RedisOperator
 from adapters.smtp import SmtpMailer
 from app import logs, tokens
 from app.gateway.gateway import Gateway
+from app.gateway.pages import mailbox_of
 from app.gateway.server import create_app, listen, serve
 from app.keys import Ring
 from app.mail.mailer import MailerLoop
@@ -277,7 +279,7 @@ async def _check(settings: Settings, url: str) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(check_durability(Link(url, "check"), strict=settings.durability_strict))
         if settings.amqp_url:
-            group.create_task(rabbitmq.check_broker(settings.amqp_url, settings.deployment))
+            group.create_task(check_broker(settings.amqp_url, settings.deployment))
 
 
 async def _redis_url(settings: Settings) -> str:
@@ -317,11 +319,15 @@ _began = time.monotonic()
 
 
 def _say_hello(settings: Settings) -> None:
+    url, mails = _local_url(settings), _mails_go_to(settings)
+    if mailbox_of(settings):
+        mails = f"{url}/mailbox   {mails}"
     print(
-        f"\nFinthenticate serves at {_local_url(settings)} (ready in {time.monotonic() - _began:.1f} s).\n"
-        "  scripts/try          register, confirm, log in, refresh, log out, and every frame of it\n"
-        f"  {_mails_go_to(settings)}   the mails\n"
-        "  Ctrl-C               stops everything\n",
+        f"\nFinthenticate serves at {url} (ready in {time.monotonic() - _began:.1f} s).\n"
+        f"  {url}/signup   create an account and sign in, in a browser\n"
+        "  scripts/try   the same from a terminal, and every frame of it\n"
+        f"  {mails}   the mails\n"
+        "  Ctrl-C   stops everything\n",
         file=sys.stderr,
         flush=True,
     )

@@ -179,6 +179,7 @@ class OpenedNotice:
     close: bool
     devices: tuple[str, ...] | None
     only: tuple[str, str] | None
+    ends_others: str = ""
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,7 @@ class _NoticeBody(Struct, frozen=True, tag="notice"):
     close: bool
     devices: tuple[str, ...] | None = None
     only: tuple[str, str] | None = None
+    ends_others: str = ""
 
 
 class _FailureBody(Struct, frozen=True, tag="failure"):
@@ -224,7 +226,8 @@ def sign_notice(edge: Secrets, notice: Notice) -> Signed:
     event: Reply = notice.event
     data = msgspec.Raw(encode_data(event))
     about = (notice.user_id, notice.session_id, event.event, data)
-    return _sign(edge, _NoticeBody(*about, notice.spare, notice.close, notice.devices, notice.only))
+    body = _NoticeBody(*about, notice.spare, notice.close, notice.devices, notice.only, notice.ends_others)
+    return _sign(edge, body)
 
 
 def sign_failure(edge: Secrets, rid: str, code: Code) -> Signed:
@@ -250,7 +253,7 @@ def open_signed(edge: Secrets, signed: Signed) -> OpenedNotice | OpenedFailure |
     if isinstance(body, _WordBody):
         return OpenedWord(body.same, body.code, body.retry_after_ms)
     about = (body.user_id, body.session_id, body.event, bytes(body.data))
-    return OpenedNotice(*about, body.spare, body.close, body.devices, body.only)
+    return OpenedNotice(*about, body.spare, body.close, body.devices, body.only, body.ends_others)
 
 
 def _sign(edge: Secrets, body: _NoticeBody | _FailureBody | _WordBody) -> Signed:

@@ -1,4 +1,8 @@
-"""The ports: what the core asks of the world. Each docstring is the contract an adapter has to keep."""
+"""The ports: what the core asks of the world. Each docstring is the contract an adapter has to keep.
+
+Of both sides of a broker: every method answers, or raises Unavailable, within seconds, whether a server is dead, hangs
+or is full; and works again by itself soon after that is over. `tests/brokers` plays all of it.
+"""
 
 from __future__ import annotations
 
@@ -272,14 +276,16 @@ class GatewayBroker(Protocol):
         """Queue a request or refuse it at once; never wait for room. It may wait `patience` seconds for company.
 
         Admitted means durable: it survives the death of any process, and of the broker. Unavailable means that it may
-        be queued all the same; the caller tells its client `unavailable` and drops a reply that comes.
+        be queued all the same; the caller tells its client `unavailable` and drops a reply that comes. Never sent a
+        second time by itself: one call queues one entry or none.
         """
         ...
 
     def replies(self) -> AsyncIterator[Sealed | Signed]:
         """What is sent to this node from its start on, in order, each once while the node lives.
 
-        Goes on by itself after the broker was away; ends when the broker is closed.
+        From the first `admit` on, what is not read yet survives the death of the broker. Goes on by itself after that
+        was away; ends when the broker is closed.
         """
         ...
 
@@ -294,9 +300,10 @@ class GatewayBroker(Protocol):
         ...
 
     async def heartbeat(self) -> tuple[Clock, bool]:
-        """This node lives. The store's clock, and whether the node had counted as dead meanwhile.
+        """This node lives, and could admit now. The store's clock, and whether the node had counted as dead meanwhile.
 
-        Without a beat for ten seconds it does: then what concerns its connections is not told to it.
+        Without a beat for ten seconds it does: then what concerns its connections is not told to it. That it had is
+        told once, by the first beat that succeeds. Replies it gets all the same.
         """
         ...
 
@@ -307,7 +314,11 @@ class WorkerBroker(Protocol):
     """The worker's side of the broker."""
 
     async def take(self, lane: Lane, most: int) -> Sequence[Delivery]:
-        """Up to `most` requests that no other worker has; waits a moment for the first, then returns none.
+        """Up to `most` requests that no other worker has, in their lane's order; waits a moment for the first, then
+        returns none. However much a worker holds, it may take more.
+
+        A worker that asks for nothing keeps nothing from others: what was fetched for it and not returned is another's
+        after a moment, and has not been handed out.
 
         Must not be cancelled: what was handed out and not received waits for `reap`.
         """
@@ -318,9 +329,10 @@ class WorkerBroker(Protocol):
 
         It may wait `patience` seconds for others, to travel with them.
 
-        "settled" | "done" (somebody else had, or an earlier call) | "expired" | "conflict" (the facts changed: decide
-        again) | "full" (too many mails wait): nothing was done after the last two. After Unavailable it may be called
-        again: it settles once. Else the delivery comes again.
+        "settled" | "done" (somebody else had, or an earlier call) | "expired": it is out of the worker's hand.
+        "conflict" (the facts changed: decide again) | "full" (too many mails wait): nothing was done, it is in hand.
+        After Unavailable it may be called again: it settles once, and is told to each node once. Else the delivery
+        comes again, and whoever settles it then sees to what was not told yet.
         """
         ...
 
@@ -329,11 +341,17 @@ class WorkerBroker(Protocol):
         ...
 
     async def give_back(self, delivery: Delivery) -> None:
-        """To the tail of its lane: its turn has not come."""
+        """To the tail of its lane: its turn has not come. It does not count as handed out.
+
+        What is not in this worker's hand any more (settled, given back, another's) is left alone; so by `release`.
+        """
         ...
 
     async def release(self, delivery: Delivery) -> None:
-        """Not begun: another worker gets it soon, and it does not count as handed out."""
+        """Not begun: another worker gets it within seconds, however much waits, and while this one is still open.
+
+        It does not count as handed out.
+        """
         ...
 
     async def bury(
@@ -346,15 +364,18 @@ class WorkerBroker(Protocol):
     ) -> None:
         """To the dead letters, without its box, every reserved place of `limits` given back.
 
-        `failure` is (node, word for its client), `record` for who joined.
+        `failure` is (node, word for its client), `record` for who joined. What has ended meanwhile is no letter, and
+        nobody is told of a failure; buried twice, it is one letter and told once.
         """
         ...
 
     async def reap(self, lane: Lane, most: int, held: Sequence[str]) -> Sequence[Delivery]:
-        """At most `most` of what dead or hanging workers hold, handed out anew, and what was lost on its way here.
+        """At most `most` of what dead or hanging workers hold, or have released, handed out anew. What was lost on its
+        way here comes besides `most`.
 
-        `held`: tokens of all that this worker is at work on; it is heard of, so nobody takes these over. What no worker
-        was heard of for five seconds is taken over.
+        `held`: tokens of all that this worker is at work on; it is heard of, so nobody takes these over. Of what it was
+        handed and does not name, after a moment, it is heard no more. What no worker was heard of for five seconds is
+        taken over, here or by `take`, as the broker likes; each time it counts as handed out once more.
         """
         ...
 
@@ -363,7 +384,10 @@ class WorkerBroker(Protocol):
         ...
 
     async def leave(self) -> None:
-        """This worker takes nothing more: it counts no longer, and its name is gone unless something is in its hand."""
+        """This worker takes nothing more: it counts no longer, and its name is gone unless something is in its hand.
+
+        That it may still settle, release or give back; what was fetched for it and not taken is another's at once.
+        """
         ...
 
     async def close(self) -> None: ...

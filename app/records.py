@@ -31,6 +31,7 @@ class Account:
     enrolling: str = field(default="", repr=False)  # Enrolling.text: a second factor that is not confirmed yet
     reset: str = ""  # the challenge of the newest reset mail; older ones are void
     attempt: str = ""  # Attempt.text: a login that waits to be let in
+    floor: int = 0  # the version since which its password is the one it is: what a login began before is over
 
     @property
     def has2fa(self) -> bool:
@@ -84,6 +85,7 @@ class Challenge:
     device_name: str = ""
     decided: str = ""  # "approved" or "refused" by who was asked on another device
     noticed: bool = False  # the account has been mailed about this device
+    version: int = 0  # of the account when a login began; its password may have changed since
 
     def may_be_answered_by(self, connection: str) -> bool:
         return not self.bound or connection in self.bound.split()
@@ -276,7 +278,7 @@ class RotateSession:
 
 @dataclass(frozen=True)
 class ConfirmSession:
-    """It has been seen now; only while it lives."""
+    """It has been seen now; only while it lives and the counter is as it was read."""
 
     session: Session
     now: int
@@ -285,6 +287,15 @@ class ConfirmSession:
 @dataclass(frozen=True)
 class EndSession:
     session: Session
+    reason: str
+
+
+@dataclass(frozen=True)
+class EndOthers:
+    """All sessions of the account but one, also what started after they were read."""
+
+    user_id: str
+    stays: str  # its id, or ""
     reason: str
 
 
@@ -301,10 +312,22 @@ class UpgradePassword:
 class ChangeAccount:
     """The fields that differ, only while each of them is as it was read; and while the version is, where one of them
     counts for it: password, status and second factor. The version then goes up by one.
+
+    Of resets the newest counts, whatever was read: who asks for one learns nothing from others who do.
     """
 
     old: Account
     new: Account
+
+
+@dataclass(frozen=True)
+class NewestReset:
+    """The reset mail that counts from here on, whatever counted before: a condition would only hold for an account that
+    there is, and so tell one from none to who asks for many at once.
+    """
+
+    user_id: str
+    challenge_id: str
 
 
 @dataclass(frozen=True)
@@ -348,7 +371,9 @@ class DecideLogin:
 
 @dataclass(frozen=True)
 class BindChallenge:
-    """One more connection that may answer it, only while it is there and is bound as it was read."""
+    """One more connection that may answer it, only while it is there and is bound as it was read. Of too many the first
+    makes room.
+    """
 
     challenge: Challenge
     connection: str
@@ -361,8 +386,10 @@ Write = (
     | RotateSession
     | ConfirmSession
     | EndSession
+    | EndOthers
     | UpgradePassword
     | ChangeAccount
+    | NewestReset
     | TrustDevice
     | ForgetDevice
     | EndChallenge
@@ -402,6 +429,7 @@ class Notice:
     `spare`: the connection (node, connection) that caused it, which is not told.
     `devices`: only sessions that were started from one of these trusted devices are told.
     `only`: only this connection (node, connection) is told, whoever it is authenticated as.
+    `ends_others`: why every session but this one has ended; whoever is there for another is told that, and closed.
     """
 
     user_id: str
@@ -411,6 +439,7 @@ class Notice:
     close: bool = False
     devices: tuple[str, ...] | None = None
     only: tuple[str, str] | None = None
+    ends_others: str = ""
 
 
 class Verdict(StrEnum):

@@ -68,10 +68,21 @@ def login_limits(limits: Limits, email: str, network: str, device_mac: str | Non
 
 
 def proof_limits(limits: Limits, user_id: str, network: str) -> tuple[Limit, ...]:
-    """Failures of who proves again who he is: with a password or a second factor, in whichever request."""
+    """Failures of who proves again who he is with his password, in whichever request."""
+    return _proof("proof", limits, user_id, network)
+
+
+def factor_limits(limits: Limits, user_id: str, network: str) -> tuple[Limit, ...]:
+    """Failures of a second factor, in whichever request. By themselves: a right password must not clear them, or who
+    has only that could guess codes without end.
+    """
+    return _proof("factor", limits, user_id, network)
+
+
+def _proof(name: str, limits: Limits, user_id: str, network: str) -> tuple[Limit, ...]:
     if limits.failures_per_account is None:
         return failures_of(limits, network)
-    return (_failures("proof", user_id, limits.failures_per_account), *failures_of(limits, network))
+    return (_failures(name, user_id, limits.failures_per_account), *failures_of(limits, network))
 
 
 def _failures(name: str, subject: str, most: int) -> Limit:
@@ -120,6 +131,9 @@ def mail_limits(limits: Limits, kind: MailKind, email: str, network: str) -> tup
     """Past one of these a mail is silently not sent: what the client is told never changes."""
     if kind in NOTICES:
         return (Limit("notices", email, NOTICES_PER_ACCOUNT, HOUR, Counts.USES),)
+    if kind == "new_device":  # only who knows the password causes it: strangers' mails must not keep its code away
+        most = limits.mails_per_account
+        return () if most is None else (Limit("codes", email, most, HOUR, Counts.USES),)
     found = []
     if limits.mails_per_account is not None:
         found.append(Limit("mails", email, limits.mails_per_account, HOUR, Counts.USES))

@@ -18,6 +18,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from app import smtp
+from app.settings_table import ABOUT
 from app.smtp import Smtp
 
 T = TypeVar("T")
@@ -210,14 +211,7 @@ def dotenv_line(line: str) -> tuple[str, str] | None:
 
 
 # Read by name below; a FIN_ name that is not here is a typing error, said as a warning.
-KNOWN = frozenset(
-    """FIN_HOST FIN_PORT FIN_REDIS_URL FIN_BROKER_URL FIN_DEPLOYMENT FIN_DATA_DIR FIN_MAIL_URL FIN_MAIL_FROM
-    FIN_PUBLIC_URL FIN_ALLOWED_ORIGINS
-    FIN_TRUSTED_PROXIES FIN_EMAIL_CONFIRMATION FIN_DEVICE_VERIFICATION FIN_ARGON2 FIN_MIN_PASSWORD FIN_AUDIENCE
-    FIN_FAILURES_PER_ACCOUNT FIN_FAILURES_PER_IP FIN_REGISTRATIONS_PER_IP FIN_MAILS_PER_IP FIN_MAILS_PER_ACCOUNT
-    FIN_CONNECTIONS_PER_IP FIN_MESSAGES_PER_SECOND FIN_OPS_PORT FIN_DURABILITY FIN_MAX_QUEUE FIN_HASH_THREADS
-    FIN_EDGE_SECRET FIN_WORKER_SECRET FIN_PEPPER FIN_TEST_FAILPOINTS""".split()
-)
+KNOWN = frozenset(ABOUT) | {"FIN_TEST_FAILPOINTS"}
 # In the order in which a request passes them: adapters/failpoints.py.
 FAILPOINTS = "taken checked decided settling settled".split()
 

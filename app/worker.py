@@ -35,6 +35,7 @@ T = TypeVar("T")
 MOST_PARKED = 256
 PARK_MS = 50
 ROUNDS = 3
+ROUNDS_AGAIN = 10  # eight may join, and ask again at once when it ends: each round lets one of them through
 MOST_DELIVERIES = 3  # what has been taken twice and came back killed its worker: it is not tried a third time
 BEAT_SECONDS = 1.0
 REAP_SECONDS = 1.0
@@ -128,11 +129,13 @@ class Worker:
             hold.room.clear()
             await hold.room.wait()
             return
+        others = []
         for delivery in await self._broker.take(lane, hold.credit - hold.held):
             if delivery.deliveries > 1 and self._suspects:
-                await self._return(delivery, self._broker.release)
+                others.append(self._return(delivery, self._broker.release))
             else:
                 self._start(delivery, hold)
+        await asyncio.gather(*others)
 
     async def _reap(self) -> None:
         """Say what is in hand, and take over what others have left, one at a time and each when the last one has ended:
@@ -324,34 +327,38 @@ class Worker:
     async def _replay(self, work: Work) -> None:
         """What became of the same request, to one more who asks; nothing is evaluated.
 
-        A session that it speaks for has to live: else it is forgotten, and the request is a new one.
+        A session that it speaks for has to live: else it is forgotten, and the request is a new one. What only changed
+        meanwhile is looked at again, for others may ask just now.
         """
+        for _ in range(ROUNDS_AGAIN):
+            if await self._replayed(work) != "conflict":
+                return
+        await self._answer_again(work, Needs(), entries.reply_of(error(Code.UNAVAILABLE, retry_after_ms=PARK_MS)))
+
+    async def _replayed(self, work: Work) -> str | None:
         recorded = await self._insist(work.deadline, lambda: self._store.recall(work.same))
         if recorded is None:
-            await self._answer_again(work, Needs(), entries.ANEW)
-        elif recorded.session_id != work.owner:  # a token that was good when it asked first, perhaps
-            await self._answer_again(work, Needs(), entries.reply_of(error(Code.NOT_AUTHENTICATED)))
-        elif (record := self._settlements.open_record(work, recorded)) is None:
-            await self._replay_anew(work, recorded)
-        else:
-            needs = Needs(session_id=record.session_id or None, challenge_id=record.challenge_id or None)
-            facts = await self._check(work, needs)
-            if isinstance(facts, str):
-                await self._drop(work, needs)
-                return
-            lives = rules.session_life(facts.session, facts.now) is rules.Life.ACTIVE
-            if work.kind.needs_session and not work.origin.good_at(facts.seconds):
-                await self._answer_again(work, Needs(), entries.reply_of(error(Code.NOT_AUTHENTICATED)))
-            elif record.session_id and not lives:
-                await self._replay_anew(work, recorded)
-            else:
-                writes = () if record.reply.forget else resumed(facts, work.origin)
-                if await self._answer_again(work, needs, record.reply, writes) == "conflict":
-                    await self._replay_anew(work, recorded)  # what it speaks for has ended just now
+            return await self._answer_again(work, Needs(), entries.ANEW)
+        if recorded.session_id != work.owner:  # a token that was good when it asked first, perhaps
+            return await self._answer_again(work, Needs(), entries.reply_of(error(Code.NOT_AUTHENTICATED)))
+        if (record := self._settlements.open_record(work, recorded)) is None:
+            return await self._replay_anew(work, recorded)
+        needs = Needs(session_id=record.session_id or None, challenge_id=record.challenge_id or None)
+        facts = await self._check(work, needs)
+        if isinstance(facts, str):
+            await self._drop(work, needs)
+            return None
+        lives = rules.session_life(facts.session, facts.now) is rules.Life.ACTIVE
+        if work.kind.needs_session and not work.origin.good_at(facts.seconds):
+            return await self._answer_again(work, Needs(), entries.reply_of(error(Code.NOT_AUTHENTICATED)))
+        if record.session_id and not lives:
+            return await self._replay_anew(work, recorded)
+        writes = () if record.reply.forget else resumed(facts, work.origin)
+        return await self._answer_again(work, needs, record.reply, writes)
 
-    async def _replay_anew(self, work: Work, recorded: Recorded) -> None:
+    async def _replay_anew(self, work: Work, recorded: Recorded) -> str:
         await self._insist(work.deadline, lambda: self._store.forget(work.same, recorded))
-        await self._answer_again(work, Needs(), entries.ANEW)
+        return await self._answer_again(work, Needs(), entries.ANEW)
 
     async def _answer_again(
         self, work: Work, needs: Needs, reply: entries.OpenedReply, writes: tuple[Write, ...] = ()

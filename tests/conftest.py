@@ -113,10 +113,10 @@ def deployment(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="session")
 def guarded(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """The same, where a device has to be verified: database 3."""
+    """The same, where a device has to be verified: database 6."""
     with Deployment.start(
         tmp_path_factory.mktemp("guarded"),
-        _database(redis_server, 3),
+        _database(redis_server, 6),
         gateways=2,
         workers=2,
         settings={"FIN_DEVICE_VERIFICATION": "on"},

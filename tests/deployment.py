@@ -224,6 +224,7 @@ class Deployment:
             self.processes.remove(old)
         for gateway in self.of("gateway"):
             self.wait_ready(gateway)
+        self._wait_working()
 
     def of(self, role: str) -> list[Process]:
         return [process for process in self.processes if process.role == role]
@@ -245,6 +246,14 @@ class Deployment:
                 time.sleep(0.02)
         raise AssertionError("\n".join(process.log.read_text() for process in self.processes))
 
+    def _wait_working(self) -> None:
+        """Until every worker has given a sign of life; one that is told to end before that ends badly."""
+        until = time.monotonic() + START_SECONDS
+        with Redis.from_url(self.redis_url) as redis:
+            while int(redis.hlen(names.WORKERS)) < len(self.of("worker")):
+                assert time.monotonic() < until, "\n".join(process.log.read_text() for process in self.of("worker"))
+                time.sleep(0.02)
+
     # --- clients -----------------------------------------------------------------------------------------------
 
     def url(self, gateway: int = 0, scheme: str = "ws", path: str = "/ws") -> str:
@@ -258,7 +267,7 @@ class Deployment:
     def client(self, gateway: int = 0, *, checked: bool = True, **options: Any) -> AbstractAsyncContextManager[Any]:
         """A client whose every frame is held against the message types, unless its speed is what matters."""
         if self.transport == "rest":
-            return rest_client(self.url(gateway, "http", ""))
+            return rest_client(self.url(gateway, "http", ""), options.get("additional_headers"))
 
         def watch(way: str, frame: bytes) -> None:
             collect(frame)
@@ -322,13 +331,19 @@ class Deployment:
 class RestClient:
     """Asks over REST what `app.client.Client` asks over a WebSocket; is who it last logged in or authenticated as."""
 
-    def __init__(self, base: str) -> None:
-        self._base = base
+    def __init__(self, base: str, headers: Mapping[str, str] | None = None) -> None:
+        self._base, self._headers = base, headers
         self._bearer: str | None = None
 
     async def ask(self, event: str, *, timeout_ms: int | None = None, key: str | None = None, **data: Any) -> Answer:
         status, headers, body = await asyncio.to_thread(
-            http, "POST", f"{self._base}/v1/{event}", orjson.dumps(data), bearer=self._bearer, key=key
+            http,
+            "POST",
+            f"{self._base}/v1/{event}",
+            orjson.dumps(data),
+            bearer=self._bearer,
+            key=key,
+            headers=self._headers,
         )
         collect(orjson.dumps({"data": data, "key": key}))
         collect(body)
@@ -345,8 +360,8 @@ class RestClient:
 
 
 @asynccontextmanager
-async def rest_client(base: str) -> AsyncIterator[RestClient]:
-    yield RestClient(base)
+async def rest_client(base: str, headers: Mapping[str, str] | None = None) -> AsyncIterator[RestClient]:
+    yield RestClient(base, headers)
 
 
 def http(

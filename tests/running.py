@@ -31,6 +31,9 @@ ANSWER_SECONDS = 2.0
 START_SECONDS = 90.0  # RabbitMQ takes five on an idle machine; a loaded one is slower
 STOP_SECONDS = 10.0
 LOOK_SECONDS = 0.05
+# A quorum queue of RabbitMQ 3.10 that is killed within a second of its first declaration comes back without a leader
+# and without what is in it: Ra writes the names of its servers down (names.dets) only now and then.
+WRITTEN_DOWN_SECONDS = 2.0
 LOW, NORMAL = "0.00001", "0.4"  # RabbitMQ's memory watermark, as a part of the machine's memory
 
 
@@ -174,6 +177,11 @@ class Local(Server):
 
     async def kill(self) -> None:
         await self._end(signal.SIGKILL)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     @abstractmethod
     def _spawn(self) -> subprocess.Popen[bytes]: ...

@@ -3,69 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import re
 import time
-from typing import Any
-from urllib.parse import unquote
 
 import pytest
 from redis import Redis
 
 from adapters import names
-from app import rules, totp
-from app.client import Answer, Client
-from tests.deployment import PASSWORD, Account, Deployment, RestClient, event_of
-
-NEW_PASSWORD = "seven brown owls in a boat"
-Asking = Client | RestClient
+from app import rules
+from app.client import Answer
+from tests.accounts import NEW_PASSWORD, ask_login, enrolled, pushed, reset_code, sign_in
+from tests.deployment import PASSWORD, Account, Deployment, event_of
 
 
 @pytest.fixture(params=["ws", "rest"])
 def either(request: pytest.FixtureRequest, guarded: Deployment) -> Deployment:
     return guarded.over(request.param)
-
-
-class Authenticator:
-    """An app with the seed; no code is shown twice."""
-
-    def __init__(self, secret: str) -> None:
-        self.seed = base64.b32decode(secret)
-        self._last = 0
-
-    def code(self) -> str:
-        self._last = max(self._last + 1, int(time.time()) // totp.STEP_SECONDS - 1)
-        return totp.code_at(self.seed, self._last)
-
-
-async def enrolled(client: Asking, account: Account) -> tuple[Authenticator, list[str]]:
-    """A second factor, on from here, and its recovery codes."""
-    enrollment = await client.ask("enroll_2fa", password=account.password)
-    assert enrollment.event == "2fa_enrollment", enrollment.data
-    app = Authenticator(enrollment.data["secret"])
-    enabled = await client.ask("confirm_2fa", code=app.code())
-    assert enabled.event == "2fa_enabled", enabled.data
-    return app, enabled.data["recoveryCodes"]
-
-
-async def ask_login(client: Asking, account: Account, **more: Any) -> Answer:
-    return await client.ask("login", email=account.email, password=account.password, **more)
-
-
-async def sign_in(client: Asking, account: Account, **more: Any) -> Answer:
-    """On the trusted device."""
-    answer = await ask_login(client, account, deviceToken=account.device_token, **more)
-    assert answer.event == "login_success", answer.data
-    return answer
-
-
-async def pushed(client: Client, event: str) -> dict[str, Any]:
-    """The data of the next push of this name; others are passed over."""
-    while True:
-        frame = await asyncio.wait_for(client.pushes.get(), 10)
-        if frame["event"] == event:
-            data: dict[str, Any] = frame["data"]
-            return data
 
 
 async def test_a_login_on_a_new_device_needs_the_mailed_code_and_the_device_is_trusted_then(either: Deployment) -> None:
@@ -212,7 +164,7 @@ async def test_a_second_factor_is_asked_for_and_its_codes_work_once(either: Depl
 
         asked = await ask_login(client, account, deviceToken=account.device_token)
         assert asked.event == "2fa_required" and asked.data["methods"] == ["totp", "recovery_code"]
-        code = app.code()
+        code = await app.code()
         wrong = await client.ask("verify_2fa", challenge=asked.data["challenge"], code="000000")
         assert event_of(wrong) == ("2fa_verification_failed", "invalid_code")
         login = await client.ask("verify_2fa", challenge=asked.data["challenge"], code=code)
@@ -226,7 +178,7 @@ async def test_a_second_factor_is_asked_for_and_its_codes_work_once(either: Depl
         assert login.event == "login_success"
         assert (await client.ask("account")).data["recoveryCodesLeft"] == 9
 
-        renewed = await client.ask("new_recovery_codes", password=account.password, code=app.code())
+        renewed = await client.ask("new_recovery_codes", password=account.password, code=await app.code())
         assert renewed.event == "recovery_codes" and not set(recovery) & set(renewed.data["recoveryCodes"])
         assert (await client.ask("account")).data["recoveryCodesLeft"] == 10
         void = await client.ask("disable_2fa", password=account.password, recoveryCode=recovery[0])
@@ -247,7 +199,7 @@ async def test_a_new_device_and_a_second_factor_come_one_after_the_other(either:
             assert asked.event == "2fa_required"
             assert [step["event"] for step in asked.progress] == ["device_verified"]
             assert event_of(await phone.ask("account")) == ("error", "not_authenticated")
-            login = await phone.ask("verify_2fa", challenge=asked.data["challenge"], code=app.code())
+            login = await phone.ask("verify_2fa", challenge=asked.data["challenge"], code=await app.code())
             assert login.event == "login_success"
             assert {s["deviceName"] for s in (await phone.ask("sessions")).data["sessions"]} == {None, "phone"}
 
@@ -290,19 +242,6 @@ async def test_a_forgotten_device_is_trusted_no_longer(either: Deployment) -> No
         assert event_of(again) == ("device_not_found", "not_found")
         detected = await ask_login(client, account, deviceToken=account.device_token)
         assert detected.event == "new_device_detected"
-
-
-async def reset_code(deployment: Deployment, address: str, count: int = 1) -> str:
-    async def look() -> str:
-        while True:
-            links = [text for text in deployment.mails(address) if "code=" in text]
-            if len(links) >= count:
-                found = re.search(r"(\S+/reset#email=(\S+?)&code=([A-Za-z0-9_.-]+))", links[count - 1])
-                assert found and unquote(found[2]) == address and found[1].startswith("http://login.test/")
-                return found[3]
-            await asyncio.sleep(0.02)
-
-    return await asyncio.wait_for(look(), 10)
 
 
 async def test_a_forgotten_password_is_set_anew_with_the_mailed_link(either: Deployment) -> None:
@@ -358,3 +297,12 @@ async def test_a_silent_connection_is_told_when_time_ends_its_session(guarded: D
 
         assert await pushed(client, "session_ended") == {"sessionId": login.data["sessionId"], "reason": "expired"}
         assert await asyncio.wait_for(client.close_code, 5) == 4401
+
+
+async def test_who_proved_a_password_is_told_how_its_mail_goes(guarded: Deployment) -> None:
+    async with guarded.account() as (client, account), guarded.client() as stranger:
+        await ask_login(client, account)
+        assert await pushed(client, "mail_status") == {"kind": "new_device", "status": "sent"}
+        await stranger.ask("request_password_reset", email=account.email)
+        await reset_code(guarded, account.email)
+        assert stranger.pushes.empty()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from app.handlers import HANDLERS
@@ -14,6 +15,7 @@ from app.messages import (
     ApproveLogin,
     Authenticate,
     ChangePassword,
+    Code,
     Confirm2fa,
     Disable2fa,
     Enroll2fa,
@@ -35,11 +37,28 @@ from app.messages import (
     VerifyDevice,
 )
 from app.passwords import Hasher
-from app.records import Attempt, Enrolling, Facts, PutChallenge, UpgradePassword
+from app.records import Attempt, Enrolling, Facts, PutChallenge, UpgradePassword, Verdict
+from app.rules import DAY
 from app.settings import Argon2
 from app.tokens import RefreshToken
-from tests.deciding import ANA, BEA, LIVING, PHONE, SEED, TOKEN, UNVERIFIED, evaluations_of, factor, kind_of, outcome_of
-from tests.making import EMAIL, IDENTITY, MINT, NOW, PASSWORD, PEPPER, challenge, session
+from tests.deciding import (
+    ANA,
+    BEA,
+    HERE,
+    LIVING,
+    PHONE,
+    SEED,
+    TOKEN,
+    UNVERIFIED,
+    evaluations_of,
+    factor,
+    kind_of,
+    needs_of,
+    nothing_happens,
+    outcome_of,
+    refusal_of,
+)
+from tests.making import EMAIL, IDENTITY, MINT, NOW, ORIGIN, PASSWORD, PEPPER, challenge, session
 from tests.test_handlers_login import LOGIN
 from tests.test_handlers_register import CONFIRM, PENDING, REGISTER
 
@@ -110,6 +129,55 @@ def test_every_request_has_its_success(request_: Request, found: dict[str, Any])
     assert outcome.subject in (ANA.id, "")
 
 
+# --- the session that some need -----------------------------------------------------------------------------------
+
+OWNED = [(request, found) for request, found in SUCCESSES if kind_of(request).needs_session]
+OWNED_NAMES = [kind_of(request).event for request, _ in OWNED]
+
+
+@pytest.mark.parametrize(
+    "lacks",
+    [
+        pytest.param({"session": None, "account": None}, id="no session, no account"),
+        pytest.param({"session": None}, id="no session"),
+        pytest.param({"account": None}, id="no account"),
+        pytest.param({"session": session(ended="logout", device_ref=PHONE.ref)}, id="ended"),
+        pytest.param({"session": session(seen=NOW - 7 * DAY, device_ref=PHONE.ref)}, id="unseen for seven days"),
+        pytest.param({"session": session(created=NOW - 30 * DAY, device_ref=PHONE.ref)}, id="thirty days old"),
+        pytest.param({"status": "disabled"}, id="disabled"),
+        pytest.param({"origin": replace(ORIGIN, good=(NOW // 1000 + 1, NOW // 1000 + 600))}, id="a token not yet good"),
+        pytest.param({"origin": replace(ORIGIN, good=(NOW // 1000 - 600, NOW // 1000))}, id="a token good no more"),
+    ],
+)
+@pytest.mark.parametrize(("request_", "found"), OWNED, ids=OWNED_NAMES)
+def test_what_needs_a_session_is_not_evaluated_without_a_living_one(
+    request_: Request, found: dict[str, Any], lacks: dict[str, Any]
+) -> None:
+    if "status" in lacks:
+        lacks = {"account": replace(found["account"], **lacks)}
+    outcome, evaluations = evaluations_of(request_, **found | lacks)
+    assert refusal_of(outcome) == ("error", Code.NOT_AUTHENTICATED, None, None)
+    assert (outcome.verdict, evaluations) == (Verdict.UNJUDGED, 0)
+    assert nothing_happens(outcome)
+
+
+@pytest.mark.parametrize(("request_", "found"), OWNED, ids=OWNED_NAMES)
+def test_what_needs_a_session_reads_the_connections_and_no_other(request_: Request, found: dict[str, Any]) -> None:
+    assert needs_of(request_, IDENTITY).session_id == IDENTITY.session_id
+    assert needs_of(request_).session_id is None
+    assert needs_of(request_, IDENTITY).email is None
+
+
+@pytest.mark.parametrize(("request_", "found"), SUCCESSES, ids=[kind_of(request).event for request, _ in SUCCESSES])
+def test_only_who_proved_a_password_or_a_session_is_told_how_his_mail_goes(
+    request_: Request, found: dict[str, Any]
+) -> None:
+    """To anybody else it would tell that there is an account."""
+    strangers = {"register", "confirm_email", "resend_confirmation", "request_password_reset", "reset_password"}
+    for mail in outcome_of(request_, **found).mails:
+        assert mail.tell == (None if kind_of(request_).event in strangers else HERE)
+
+
 # --- nothing secret is shown --------------------------------------------------------------------------------------
 
 
@@ -140,3 +208,17 @@ def test_the_repr_of_an_outcome_shows_no_secret() -> None:
         PHONE.mac,
     ):
         assert hidden not in shown
+
+
+@pytest.mark.parametrize(("request_", "found"), SUCCESSES, ids=[kind_of(request).event for request, _ in SUCCESSES])
+def test_no_repr_of_a_success_shows_what_its_client_is_told_in_secret(request_: Request, found: dict[str, Any]) -> None:
+    outcome = outcome_of(request_, **found)
+    shown = repr(outcome) + repr(request_) + repr(found)
+    replies = [msgspec.to_builtins(reply) for reply in (outcome.data, *outcome.progress)]
+    names = ("accessToken", "refreshToken", "deviceToken", "secret", "otpauthUrl")
+    hidden = [reply[name] for reply in replies for name in names if reply.get(name)]
+    hidden += [code for reply in replies for code in reply.get("recoveryCodes", ())]
+    hidden += [mail.code for mail in outcome.mails if mail.code]
+    hidden += [PASSWORD, ANA.password, PHONE.mac, BEA.totp, *BEA.recovery.split()]
+    for value in hidden:
+        assert value not in shown

@@ -81,16 +81,25 @@ def test_two_registrations_of_one_address_share_neither_challenge_nor_account_no
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["free", "taken"])
-def test_a_sixth_pending_registration_is_accepted_in_words_only(taken: bool) -> None:
+def test_a_sixth_pending_registration_is_kept_without_a_code_that_fits_and_nobody_is_mailed(taken: bool) -> None:
     found: dict[str, Any] = {"refused": {"pending": 5000}, "account": ANA if taken else None}
     outcome, evaluations = evaluations_of(REGISTER, **found)
-    assert isinstance(outcome.data, RegisterAccepted)
+    [write], [mail] = outcome.writes, outcome.mails
+    assert isinstance(outcome.data, RegisterAccepted) and isinstance(write, PutChallenge)
     assert len(encode_data(outcome.data)) == len(encode_data(outcome_of(REGISTER).data))
-    assert nothing_happens(outcome)
+    assert (write.challenge.id, write.challenge.kind) == (outcome.data.challenge, "registration")
+    assert (write.challenge.code_mac, write.challenge.password) == ("", "")
+    assert mail.kind == "decoy"
     assert evaluations == 1
 
 
-def test_a_registration_that_is_accepted_in_words_only_counts_for_its_network_all_the_same() -> None:
+def test_a_registration_that_is_kept_without_a_code_is_mailed_none_later() -> None:
+    outcome = outcome_of(RESEND, challenge=replace(PENDING, code_mac="", password=""))
+    assert outcome.data == ConfirmationSent()
+    assert ([mail.kind for mail in outcome.mails], outcome.if_mailed, outcome.writes) == (["decoy"], (), ())
+
+
+def test_a_registration_that_is_one_too_many_counts_for_its_network_all_the_same() -> None:
     verdict = outcome_of(REGISTER, refused={"pending": 5000}).verdict
     registrations = next(limit for limit in needs_of(REGISTER).limits if limit.name == "registrations")
     assert rules.settle_limit(registrations, verdict) is rules.Settling.SPEND

@@ -19,14 +19,18 @@ from app.messages import (
     Logout,
     Refresh,
     Request,
+    RevokeOtherSessions,
+    RevokeSession,
     SecurityAlert,
     SessionEnded,
     SessionList,
+    SessionRevoked,
     Sessions,
+    SessionsRevoked,
     TokenRefreshed,
     encode_data,
 )
-from app.records import ConfirmSession, EndSession, Identity, Needs, Notice, RotateSession, Verdict
+from app.records import ConfirmSession, EndSession, Identity, Needs, Notice, RotateSession, Session, Verdict
 from app.rules import DAY
 from app.tokens import RefreshToken
 from tests.deciding import ANA, HERE, LIVING, check_tokens, needs_of, nothing_happens, outcome_of, refusal_of
@@ -124,7 +128,7 @@ def test_an_access_token_makes_its_connection_the_sessions(age: int, left: int) 
     found = session()
     outcome = outcome_of(access(made=NOW - age), session=found, account=ANA)
     assert outcome.data == Authenticated(user_id=ANA.id, session_id=found.id, expires_in=left)
-    assert outcome.identity == Identity(ANA.id, found.id)
+    assert outcome.identity == Identity(ANA.id, found.id, ends=NOW + 7 * DAY)
     assert outcome.writes == (ConfirmSession(found, NOW),)
     assert (outcome.verdict, outcome.subject, outcome.notices) == (Verdict.PASSED, ANA.id, ())
 
@@ -157,28 +161,7 @@ def test_authenticate_is_refused(request_: Authenticate, found: dict[str, Any], 
     assert nothing_happens(outcome)
 
 
-# --- what needs a session -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "found",
-    [
-        pytest.param({}, id="no session, no account"),
-        pytest.param({"account": ANA}, id="no session"),
-        pytest.param({"session": session()}, id="no account"),
-        pytest.param(LIVING | {"session": session(ended="logout")}, id="ended"),
-        pytest.param(LIVING | {"session": session(seen=NOW - 7 * DAY)}, id="expired"),
-        pytest.param(LIVING | {"account": replace(ANA, status="disabled")}, id="disabled"),
-    ],
-)
-@pytest.mark.parametrize("request_", [Logout(), Sessions(), Account()], ids=["logout", "sessions", "account"])
-def test_a_request_that_needs_a_session_is_not_evaluated_without_a_living_one(
-    request_: Request, found: dict[str, Any]
-) -> None:
-    outcome = outcome_of(request_, IDENTITY, **found)
-    assert refusal_of(outcome) == ("error", Code.NOT_AUTHENTICATED, None, None)
-    assert outcome.verdict is Verdict.UNJUDGED
-    assert nothing_happens(outcome)
+# --- logout, sessions, account ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -244,3 +227,62 @@ def test_an_account_is_shown_with_its_devices_and_without_a_secret() -> None:
         assert ANA.password not in shown
         assert devices[0].mac not in shown
         assert outcome.writes == ()
+
+
+# --- ending sessions ----------------------------------------------------------------------------------------------
+
+OTHER = session(id="0wrk1-other")
+
+
+def ended(*sessions: Session, reason: str) -> tuple[tuple[EndSession, ...], tuple[Notice, ...]]:
+    """As everybody is told it, the connection that asks too."""
+    notices = (Notice(ANA.id, s.id, SessionEnded(session_id=s.id, reason=reason), close=True) for s in sessions)
+    return tuple(EndSession(each, reason) for each in sessions), tuple(notices)
+
+
+def test_a_revocation_reads_the_own_session_and_the_one_it_names() -> None:
+    expected = Needs(session_id=IDENTITY.session_id, other_session_id="0wrk1-other")
+    assert needs_of(RevokeSession("0wrk1-other"), IDENTITY) == expected
+    assert needs_of(RevokeOtherSessions(), IDENTITY) == Needs(session_id=IDENTITY.session_id, sessions=True)
+    assert needs_of(RevokeOtherSessions()).session_id is None
+
+
+@pytest.mark.parametrize("other", [OTHER, session()], ids=["another", "its own"])
+def test_a_revoked_session_ends_everywhere_and_its_connections_close(other: Session) -> None:
+    outcome = outcome_of(RevokeSession(other.id), IDENTITY, other_session=other, **LIVING)
+    assert outcome.data == SessionRevoked()
+    assert (outcome.writes, outcome.notices) == ended(other, reason="revoked")
+    assert (outcome.forget, outcome.subject, outcome.mails) == (False, ANA.id, ())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(None, id="none"),
+        pytest.param(replace(OTHER, user_id="0wrk1-bob"), id="of another account"),
+        pytest.param(replace(OTHER, user_id="0wrk1-bob", ended="logout"), id="of another account, ended"),
+        pytest.param(replace(OTHER, ended="logout"), id="ended"),
+        pytest.param(replace(OTHER, seen=NOW - 7 * DAY), id="expired by being unseen"),
+        pytest.param(replace(OTHER, created=NOW - 30 * DAY), id="expired by age"),
+    ],
+)
+def test_a_session_that_is_not_the_accounts_or_lives_no_more_is_not_found(other: Session | None) -> None:
+    outcome = outcome_of(RevokeSession(OTHER.id), IDENTITY, other_session=other, **LIVING)
+    assert refusal_of(outcome) == ("session_not_found", Code.NOT_FOUND, "sessionId", None)
+    assert outcome.subject == ANA.id  # nothing of whose it was
+    assert nothing_happens(outcome)
+
+
+def test_all_sessions_but_this_one_are_ended_and_counted() -> None:
+    third = session(id="0wrk1-third")
+    old = session(id="0wrk1-old", seen=NOW - 7 * DAY)
+    gone = session(id="0wrk1-gone", ended="logout")
+    outcome = outcome_of(RevokeOtherSessions(), IDENTITY, sessions=(OTHER, session(), old, third, gone), **LIVING)
+    assert outcome.data == SessionsRevoked(count=2)
+    assert (outcome.writes, outcome.notices) == ended(OTHER, third, reason="revoked")
+
+
+def test_where_there_is_no_other_session_none_is_ended() -> None:
+    outcome = outcome_of(RevokeOtherSessions(), IDENTITY, sessions=(session(),), **LIVING)
+    assert outcome.data == SessionsRevoked(count=0)
+    assert nothing_happens(outcome)

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 STANDS_ON = {
     "app": "",
     "app.smtp": "",
-    "app.settings": "app.smtp",
+    "app.settings_table": "",
+    "app.settings": "app.smtp app.settings_table",
     "app.messages": "",
     "app.keys": "",
     "app.totp": "",

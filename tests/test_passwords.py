@@ -1,4 +1,4 @@
-"""Passwords: pepper, Argon2id, bounds, and one evaluation an attempt."""
+"""Passwords: pepper, Argon2id, bounds, one evaluation an attempt, and which are taken."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ import unicodedata
 
 import argon2
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zxcvbn.matching import RANKED_DICTIONARIES
 
-from app.passwords import NOBODY, Hasher, PasswordCheck, Unverifiable
+from app.messages import Code
+from app.passwords import NOBODY, Hasher, PasswordCheck, Unverifiable, weakness
 from app.settings import Argon2
-from tests.making import CHEAP, PASSWORD, PEPPER, secret, secrets_of
+from tests.making import CHEAP, EMAIL, PASSWORD, PEPPER, secret, secrets_of
+
+many = settings(max_examples=200, deadline=None, database=None)
 
 USER = "0wrk1-user"
 HASHER = Hasher(CHEAP, PEPPER)
@@ -224,3 +230,147 @@ def test_no_secret_is_in_a_repr() -> None:
     shown = f"{HASHER!r} {check!r} {secret('pep1')!r} {PEPPER!r}"
     assert PASSWORD not in shown
     assert repr(secret("pep1").value) not in shown
+
+
+# --- which passwords are taken ------------------------------------------------------------------------------------
+
+SERVICE = "https://login.test"
+
+
+def refused(password: str, least: int = 15, email: str = EMAIL, service: str = SERVICE) -> Code | None:
+    return weakness(unicodedata.normalize("NFKC", password), least, email, service)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "password1234567", "passwordpassword", "PASSWORDPASSWORD", "drowssapdrowssap", "P@ssw0rdP@ssw0rd",
+        "password password", "pass-word-pass-word", "1234567890123456", "000000000000000", "111111111111112",
+        "iloveyouiloveyou", "letmeinletmein123", "adminadminadmin", "trustno1trustno1", "footballbaseball",
+        "sunshine princess", "superman12345678", "ncc1701ncc1701d", "Summer2024Summer2024",
+    ],
+)  # fmt: skip
+def test_a_password_that_is_common_is_refused(password: str) -> None:
+    assert refused(password) is Code.PASSWORD_COMMON
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        pytest.param("a" * 15, id="one letter"),
+        pytest.param("a" * 1024, id="one letter as often as it can be sent"),
+        pytest.param(" " * 15, id="spaces"),
+        pytest.param("\U0001f511" * 256, id="one picture"),
+        pytest.param("e\u0301" * 30, id="one letter that is written as two"),
+        pytest.param("ab" * 512, id="two letters"),
+        pytest.param("abcdefghijklmnop", id="the alphabet"),
+        pytest.param("987654321987654321", id="backwards"),
+        pytest.param("qwertyuiopasdfgh", id="a keyboard's rows"),
+        pytest.param("qazwsxedcrfvtgb", id="a keyboard's columns"),
+        pytest.param("1q2w3e4r5t6y7u8i", id="a keyboard's zigzag"),
+        pytest.param("2024-01-31 2024-01-31", id="a date"),
+        pytest.param("31/01/1990 ana", id="a date and little more"),
+    ],
+)
+def test_a_pattern_is_refused(password: str) -> None:
+    assert refused(password, least=8) is Code.PASSWORD_COMMON
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        pytest.param("ana.maria@example.com", id="the own address"),
+        pytest.param("ANA.MARIA@EXAMPLE.COM", id="in capitals"),
+        pytest.param("ana.maria@example.com1!", id="and little more"),
+        pytest.param("ana.maria@example.com ana.maria@example.com", id="twice"),
+        pytest.param("mariamariamaria7", id="a part of it"),
+        pytest.param("example.com example", id="its host"),
+        pytest.param("login.test login.test", id="the service's host"),
+        pytest.param("https://login.test", id="the service's address"),
+        pytest.param("loginmariaexample", id="all of them"),
+        pytest.param("login password 1", id="and a common word"),
+    ],
+)
+def test_what_belongs_to_the_address_or_the_service_counts_for_nothing(password: str) -> None:
+    assert refused(password, email="ana.maria@example.com") is Code.PASSWORD_COMMON
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        pytest.param("vbnrqzkwmtplhxd", id="15 lowercase letters: there is no rule of composition"),
+        pytest.param("correct horse battery staple", id="a passphrase"),
+        pytest.param("seven brown owls in a boat", id="another"),
+        pytest.param("my login is for the garden gate", id="with a word of the service"),
+        pytest.param("maria has three old bicycles", id="with a word of the address"),
+        pytest.param("\U0001f511\U0001f422\U0001f335\U0001f6b2\U0001f3bb\U0001f34b\U0001f9f2\U0001fa81"
+                     "\U0001f994\U0001f6f6\U0001f388\U0001f9e9\U0001f30b\U0001fa90\U0001f991", id="15 pictures"),
+        pytest.param("длинный хвост кота", id="Cyrillic"),
+        pytest.param("今天我的狗喜欢在雨中跑步和游泳", id="Chinese"),
+        pytest.param("\xe9toile d\xfcster \xe7edilha", id="accents"),
+        pytest.param("!@#$%^&*()_+-=[]{}", id="signs only, without a keyboard's row: they are many"),
+        pytest.param("a" * 40 + "vbnrqzkwmtplhxd", id="hard at its end only"),
+        pytest.param("vbnrqzkwmtplhxd" + "a" * 900, id="hard at its beginning only"),
+    ],
+)  # fmt: skip
+def test_what_is_hard_to_guess_is_taken_whatever_it_is_made_of(password: str) -> None:
+    assert refused(password, email="ana.maria@example.com") is None
+
+
+@pytest.mark.parametrize(
+    ("password", "least", "code"),
+    [
+        ("vbnrqzkwmtplhx", 15, Code.PASSWORD_TOO_SHORT),
+        ("vbnrqzkwmtplhxd", 15, None),
+        ("vqzkwmt", 8, Code.PASSWORD_TOO_SHORT),
+        ("vqzkwmtp", 8, None),
+        ("", 15, Code.PASSWORD_TOO_SHORT),
+        ("\U0001f511" * 14, 15, Code.PASSWORD_TOO_SHORT),
+        ("password", 15, Code.PASSWORD_TOO_SHORT),
+        ("password", 8, Code.PASSWORD_COMMON),
+        ("vbnrqzkwmtplhxd", 64, Code.PASSWORD_TOO_SHORT),
+    ],
+)
+def test_the_length_in_code_points_is_looked_at_first(password: str, least: int, code: Code | None) -> None:
+    assert refused(password, least) is code
+
+
+LETTERS_OF_SIGNS = "4@8({[<369&#!|1/\\0$57+%2"  # each of which zxcvbn may read for a letter
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        pytest.param(LETTERS_OF_SIGNS * 42, id="signs that may be letters"),
+        pytest.param("p@$$w0rd1!|" * 93, id="a common password in signs"),
+        pytest.param("1/1/11 2.2.22 " * 73, id="dates"),
+        pytest.param("qwertyuiop[]asdfghjkl;zxcvbnm,./" * 32, id="a keyboard"),
+        pytest.param("passwordmonkeydragonlovesexgod" * 34, id="words"),
+        pytest.param("0123456789" * 102, id="digits"),
+        pytest.param("abcabcabd" * 113, id="repeats in repeats"),
+        pytest.param("\ufdfa" * 341, id="what NFKC makes eighteen times as long"),
+    ],
+)
+def test_looking_at_a_password_is_never_slow(password: str) -> None:
+    """Of what a stranger may send: it is done before anybody is known, and in the time of others. The CPU's time."""
+    assert 900 < len(password.encode()) <= 1024
+    spent = []
+    for _ in range(2):
+        before = time.thread_time()
+        refused(password)
+        spent.append(time.thread_time() - before)
+    assert min(spent) < 0.5
+
+
+@given(st.text(min_size=1, max_size=60), st.integers(1, 3))
+@many
+def test_any_text_is_taken_or_refused_and_raises_nothing(password: str, times: int) -> None:
+    assert refused(password * times, least=1) in (None, Code.PASSWORD_COMMON)
+
+
+def test_one_requests_words_are_no_others() -> None:
+    """zxcvbn keeps what it was told last for all threads."""
+    own = "vbnrqzkwmtplhxd"
+    assert refused(own, email=f"{own}@example.com") is Code.PASSWORD_COMMON
+    assert refused(own) is None
+    assert not any(own in words for words in RANKED_DICTIONARIES.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from urllib.error import HTTPError
@@ -15,6 +16,7 @@ import pytest
 
 from app.messages import Lane
 from tests.deployment import PASSWORD, Deployment, free_port, new_address, secret
+from tests.running import WRITTEN_DOWN_SECONDS
 from tests.servers import Kind, Server, locate, server_of
 from tests.test_startup import app, ended
 
@@ -102,8 +104,10 @@ async def test_a_broker_that_is_not_there_at_the_start_is_waited_for_and_one_tha
             await asyncio.wait_for(asyncio.to_thread(until_ready, running, False), 10)
             await rabbit.restart()
             await asyncio.wait_for(asyncio.to_thread(until_ready, running, True), 20)
+            declared = time.monotonic()
             async with running.account() as (client, account):
                 await account.login(client)
+            await asyncio.sleep(max(0.0, declared + WRITTEN_DOWN_SECONDS - time.monotonic()))
             await rabbit.kill()
         await rabbit.restart()
 

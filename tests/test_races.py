@@ -12,8 +12,9 @@ import pytest
 from redis import Redis
 
 from adapters import names
-from app.client import Client
+from app.client import Client, Closed
 from app.messages import Lane
+from tests.accounts import reset_code
 from tests.deployment import PASSWORD, Deployment, event_of, in_lane, new_address
 
 CLIENTS = 500
@@ -154,3 +155,55 @@ async def test_four_failures_and_a_success_start_the_count_anew(limited: Deploym
                 wrong = await client.ask("login", email=account.email, password="wrong")
                 assert wrong.code == "invalid_credentials"
             await account.login(client)
+
+
+@pytest.fixture(scope="module")
+def slow(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Hashing takes long enough for others to pass while a new password is hashed; limits off."""
+    url = f"{redis_server.rpartition('/')[0]}/5"
+    settings = {"FIN_ARGON2": "m=16384,t=2,p=1"}
+    with Deployment.start(tmp_path_factory.mktemp("slow"), url, gateways=2, workers=2, settings=settings) as running:
+        yield running
+
+
+@pytest.mark.parametrize("how", ["reset_password", "change_password"])
+async def test_no_login_with_the_old_password_outlives_the_new_one_however_they_race(
+    slow: Deployment, how: str
+) -> None:
+    """Logins pass between the reading of the sessions and the change: those sessions end too, and their sockets."""
+    async with AsyncExitStack() as stack:
+        owner = await stack.enter_async_context(slow.client())
+        account = await slow.sign_up(owner)
+        mine = await account.login(owner, deviceToken=account.device_token)
+        clients = [await stack.enter_async_context(slow.client(n)) for n in range(6)]
+        begun, told, was_in = asyncio.Event(), Counter[str](), set[Client]()
+
+        async def log_in(client: Client) -> None:
+            try:
+                while not told["invalid_credentials"]:
+                    answer = await client.ask(
+                        "login", email=account.email, password=PASSWORD, deviceToken=account.device_token
+                    )
+                    told[answer.code or answer.event] += 1
+                    was_in.update([client] if not answer.code else [])
+                    begun.set()
+            except Closed:
+                told["closed"] += 1
+
+        if how == "reset_password":
+            await owner.ask("request_password_reset", email=account.email)
+            proof = {"email": account.email, "code": await reset_code(slow, account.email)}
+        else:
+            proof = {"currentPassword": PASSWORD}
+        logins = asyncio.gather(*map(log_in, clients))
+        await asyncio.wait_for(begun.wait(), 10)
+        changed = await owner.ask(how, newPassword="another horse battery staple", **proof)
+        await asyncio.wait_for(logins, 30)
+        codes = await asyncio.wait_for(asyncio.gather(*(client.close_code for client in was_in)), 5)
+
+        with Redis.from_url(slow.redis_url) as redis:
+            living = redis.zrange(names.USERS + mine.data["userId"] + names.SESSIONS_OF, 0, -1)
+    print(dict(told))
+    assert changed.event in ("password_reset", "password_changed"), changed.data
+    assert set(codes) == {4401}
+    assert living == ([] if how == "reset_password" else [mine.data["sessionId"].encode()])

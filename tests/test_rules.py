@@ -41,6 +41,7 @@ ACCOUNT = delayed("account", f"{EMAIL}|{NETWORK}", 5)
 ANYWHERE = delayed("anywhere", EMAIL, 50)
 DEVICE = delayed("device", "wrk1:mac", 5)
 PROOF = delayed("proof", "0wrk1-user", 5)
+FACTOR = delayed("factor", "0wrk1-user", 5)
 NETWORK_FAILURES = Limit("ip", NETWORK, 60, MINUTE, Counts.FAILURES, waits=True)
 TRIES = Limit("tries", "challenge", 5, HOUR, Counts.FAILURES, waits=True)
 PENDING = Limit("pending", EMAIL, 5, HOUR, Counts.USES)
@@ -79,6 +80,10 @@ REGISTRATIONS = Limit("registrations", NETWORK, 20, HOUR, Counts.USES)
         ),
         pytest.param(rules.proof_limits(OFF, "0wrk1-user", NETWORK), (), id="proving again, off"),
         pytest.param(
+            rules.factor_limits(Limits(), "0wrk1-user", NETWORK), (FACTOR, NETWORK_FAILURES), id="a second factor"
+        ),
+        pytest.param(rules.factor_limits(OFF, "0wrk1-user", NETWORK), (), id="a second factor, off"),
+        pytest.param(
             rules.proof_limits(Limits(failures_per_account=None), "0wrk1-user", NETWORK),
             (NETWORK_FAILURES,),
             id="proving again, account off",
@@ -108,11 +113,12 @@ def test_every_request_reserves_the_limits_of_the_contract(
 
 
 MAILS = (Limit("mails", EMAIL, 5, HOUR, Counts.USES), Limit("mails_ip", NETWORK, 30, HOUR, Counts.USES))
+CODES = (Limit("codes", EMAIL, 5, HOUR, Counts.USES),)
 NOTICES = (Limit("notices", EMAIL, 20, HOUR, Counts.USES),)
 BY_KIND: dict[MailKind, tuple[Limit, ...]] = {
     "confirmation": MAILS,
     "already_registered": MAILS,
-    "new_device": MAILS,
+    "new_device": CODES,
     "reset": MAILS,
     "decoy": MAILS,
     "login_notice": NOTICES,
@@ -143,11 +149,13 @@ def test_the_limits_are_as_high_as_they_were_set() -> None:
         *rules.login_limits(limits, EMAIL, NETWORK, "wrk1:mac"),
         *rules.proof_limits(limits, "0wrk1-user", NETWORK),
         *rules.registration_limits(limits, EMAIL, NETWORK),
+        *rules.factor_limits(limits, "0wrk1-user", NETWORK),
         *rules.mail_limits(limits, "reset", EMAIL, NETWORK),
+        *rules.mail_limits(limits, "new_device", EMAIL, NETWORK),
     )
     assert {limit.name: limit.most for limit in found} == {
-        "account": 3, "anywhere": 30, "device": 3, "proof": 3, "ip": 7, "pending": 5, "registrations": 11,
-        "mails": 17, "mails_ip": 13,
+        "account": 3, "anywhere": 30, "device": 3, "proof": 3, "factor": 3, "ip": 7, "pending": 5, "registrations": 11,
+        "mails": 17, "mails_ip": 13, "codes": 17,
     }  # fmt: skip
 
 

@@ -18,7 +18,19 @@ from hypothesis import strategies as st
 from app import entries, sealing
 from app.entries import ANEW, OpenedFailure, OpenedNotice, OpenedRecord, OpenedWord
 from app.keys import SealKeys
-from app.messages import KINDS, Code, Lane, LoginSuccess, SessionEnded, decode, refusal, typed
+from app.messages import (
+    KINDS,
+    Code,
+    DeviceVerified,
+    Lane,
+    LoginSuccess,
+    Reply,
+    SecondFactorVerified,
+    SessionEnded,
+    decode,
+    refusal,
+    typed,
+)
 from app.ports import Entry, Sealed, SealedMail, Signed
 from app.records import Identity, Mail, Notice, Origin, Outcome
 from app.sealing import Envelope, Opener, Unreadable, associated
@@ -381,6 +393,34 @@ def test_a_reply_arrives_as_it_was_decided(outcome: Outcome, code: str) -> None:
     assert msgspec.json.decode(opened.data, type=type(outcome.data)) == outcome.data
 
 
+STEPS = (DeviceVerified(device_token="0wrk1.t0psecret"), SecondFactorVerified())
+
+
+@pytest.mark.parametrize("progress", [(), STEPS[:1], STEPS[1:], STEPS], ids=["none", "a token", "no data", "two"])
+def test_what_is_told_before_the_answer_arrives_with_it_in_its_order(progress: tuple[Reply, ...]) -> None:
+    outcome = replace(SUCCESS, progress=progress)
+    opened = entries.open_reply(ENVELOPE, reply(outcome, opener().envelope(ENVELOPE.wrapped)))
+    assert opened == entries.reply_of(outcome)
+    assert [event for event, _ in opened.progress] == [step.event for step in progress]
+    for (_, text), step in zip(opened.progress, progress, strict=True):
+        assert msgspec.json.decode(text, type=type(step)) == step
+
+
+def test_neither_a_reply_nor_its_box_shows_the_device_token_that_is_told_before() -> None:
+    outcome = replace(SUCCESS, progress=STEPS)
+    sealed = reply(outcome)
+    shown = f"{outcome!r} {sealed!r} {sealed.box!r} {entries.open_reply(ENVELOPE, sealed)!r}"
+    assert "t0psecret" not in shown
+
+
+@pytest.mark.parametrize("progress", ["null", "{}", '["device_verified"]', '[["device_verified"]]', "[[1,{}]]"])
+def test_a_reply_whose_progress_is_none_is_unreadable(progress: str) -> None:
+    text = f'{{"event":"login_success","data":{{}},"code":"ok","progress":{progress}}}'
+    box = ENVELOPE.seal_back(text.encode(), associated("reply", "0edg1-rid"))
+    with pytest.raises(Unreadable):
+        entries.open_reply(ENVELOPE, Sealed("0edg1-rid", box))
+
+
 def test_word_to_admit_it_anew_arrives_as_such_and_is_no_reply_that_an_outcome_could_be() -> None:
     assert entries.open_reply(ENVELOPE, entries.pack_reply(ENVELOPE, "0edg1-rid", ANEW)) == ANEW
     assert ANEW.event == ""
@@ -428,6 +468,20 @@ def record(secrets: Secrets = WORKER, outcome: Outcome = SUCCESS) -> bytes:
 def test_an_outcome_is_given_again_as_it_was_kept(outcome: Outcome) -> None:
     kept = entries.open_record(WORKER, ONE_SAME, record(outcome=outcome))
     assert kept == OpenedRecord(entries.reply_of(outcome), "0wrk1-session", "")
+
+
+def test_what_is_told_before_an_answer_and_the_challenge_it_asks_for_are_kept_with_it() -> None:
+    opened = entries.reply_of(replace(SUCCESS, progress=STEPS))
+    box = entries.pack_record(WORKER, ONE_SAME, opened, "", "0wrk1-challenge.0wrk1-user")
+    assert entries.open_record(WORKER, ONE_SAME, box) == OpenedRecord(opened, "", "0wrk1-challenge.0wrk1-user")
+    assert b"t0psecret" not in box + repr(entries.open_record(WORKER, ONE_SAME, box)).encode()
+
+
+def test_an_outcome_that_was_kept_before_there_were_challenges_asks_for_none() -> None:
+    text = b'{"reply":{"event":"login_success","data":{},"code":"ok"},"session_id":"s"}'
+    box = b"wrk1." + sealing.seal_kept(WORKER.current, text, ONE_SAME.encode())
+    found = entries.open_record(WORKER, ONE_SAME, box)
+    assert (found.session_id, found.challenge_id, found.reply.progress) == ("s", "", ())
 
 
 @pytest.mark.parametrize(
@@ -507,6 +561,23 @@ def test_a_notice_arrives_as_it_was_signed() -> None:
         devices=None,
         only=None,
     )
+
+
+@pytest.mark.parametrize("devices", [None, (), ("0wrk1-device",), ("0wrk1-a", "0wrk1-b")], ids=str)
+@pytest.mark.parametrize("only", [None, ("0-node", "connection"), ("", "")], ids=str)
+def test_whom_a_notice_is_for_arrives_with_it(devices: tuple[str, ...] | None, only: tuple[str, str] | None) -> None:
+    """No devices at all and no matter which are two things."""
+    opened = entries.open_signed(EDGE, entries.sign_notice(EDGE, replace(NOTICE, devices=devices, only=only)))
+    assert isinstance(opened, OpenedNotice)
+    assert (opened.devices, opened.only) == (devices, only)
+
+
+def test_a_notice_of_before_there_were_devices_is_for_all() -> None:
+    text = b'{"type":"notice","user_id":"u","session_id":"","event":"e","data":{},"spare":["",""],"close":false}'
+    mac = b"edg1:" + hmac.digest(EDGE.current.value, b"signed\0" + text, "sha256")
+    opened = entries.open_signed(EDGE, Signed(text, mac))
+    assert isinstance(opened, OpenedNotice)
+    assert (opened.devices, opened.only) == (None, None)
 
 
 def test_word_of_a_failure_arrives_as_it_was_signed() -> None:
@@ -597,6 +668,20 @@ def mailed() -> SealedMail:
 
 def test_a_mail_arrives_as_it_was_written() -> None:
     assert entries.open_mail(opener("mail"), mailed()) == MAIL
+
+
+@pytest.mark.parametrize(
+    "mail",
+    [
+        Mail("new_device", "ana@example.com", code="1", device="\u2028<b>", ip="::1", at=NOW, tell=("n", "c")),
+        Mail("second_factor_changed", "ana@example.com", "en", ip="192.0.2.7", at=NOW, change="recovery_codes"),
+        Mail("reset", "ana@example.com", "en", "0wrk1-challenge.secret"),
+        Mail("decoy", "0wrk1-challenge"),
+    ],
+    ids=lambda mail: mail.kind,
+)
+def test_a_mail_of_any_kind_arrives_with_all_it_tells(mail: Mail) -> None:
+    assert entries.open_mail(opener("mail"), entries.pack_mail(envelope("mail"), "0wrk1-mail", mail)) == mail
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import ipaddress
 import os
+import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from app.settings import KNOWN, NO_SECRETS, Argon2, Fault, Limits, Settings, SettingsFault, dotenv
+from app.settings_table import ABOUT, markdown
 from app.smtp import Smtp
 
 VALUES = {name: base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=") for name in ("edge", "worker", "pepper")}
@@ -48,6 +50,23 @@ def test_with_nothing_but_secrets_everything_has_the_defaults_of_the_contract() 
     assert found.limits == Limits(5, 60, 20, 30, 5, 1000, 20)
     assert (found.max_queue, found.hash_threads) == (2000, 3)
     assert found.warnings == ()
+
+
+@pytest.mark.parametrize("name", [name for name, (value, _, _) in ABOUT.items() if value])
+def test_a_default_that_the_readme_names_is_the_default(name: str) -> None:
+    assert read(**{name: str(ABOUT[name][0])}) == read()
+
+
+def test_the_readmes_table_is_the_settings_own() -> None:
+    assert markdown() in (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"), (
+        "run scripts/settings"
+    )
+
+
+def test_every_setting_that_is_read_is_in_the_table() -> None:
+    source = (Path(__file__).parent.parent / "app/settings.py").read_text(encoding="utf-8")
+
+    assert set(re.findall(r'"(FIN_[A-Z0-9_]+)"', source)) - {"FIN_TEST_FAILPOINTS"} <= set(ABOUT)
 
 
 def test_every_setting_is_read() -> None:

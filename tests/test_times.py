@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.client import Answer
-from tests.deployment import Deployment, new_address
+from tests.deployment import PASSWORD, Deployment, new_address
 
 PAIRS = 1000  # by chance alone, twice 1,000 samples are outside 0.45 to 0.55 once in ten thousand runs
 AT_ONCE = 16
@@ -33,28 +35,34 @@ def auc(first: list[float], second: list[float]) -> float:
     return (ranks[0] - len(first) * (len(first) + 1) / 2) / (len(first) * len(second))
 
 
-async def interleaved(deployment: Deployment, addresses: list[str]) -> tuple[list[float], list[float], set[str]]:
-    """Times in ms of wrong passwords on known and on unknown addresses, and all the answers there were."""
+Ask = Callable[[Any, int], Awaitable[Answer]]
+
+
+async def interleaved(deployment: Deployment, ask_known: Ask, ask_unknown: Ask) -> tuple[float, set[str]]:
+    """How well times tell one from the other, each asked PAIRS times; and all the answers there were, but for ids."""
     known: list[float] = []
     unknown: list[float] = []
     answers: set[str] = set()
 
-    async def ask(client: Any, address: str, times: list[float]) -> None:
+    async def timed(ask: Ask, client: Any, n: int, times: list[float]) -> None:
         began = time.perf_counter()
-        answer: Answer = await client.ask("login", email=address, password="wrong password")
+        answer = await ask(client, n)
         times.append((time.perf_counter() - began) * 1000)
-        answers.add(repr((answer.event, answer.data)))
+        answers.add(repr((answer.event, {**answer.data, "challenge": len(answer.data.get("challenge", ""))})))
 
     async def pairs(number: int) -> None:
         async with deployment.client() as client:
             if number % 2:  # else all would ask for the known at one moment, for the unknown at the next
-                await client.ask("login", email=new_address(), password="wrong password")
+                await ask_unknown(client, number)
             for n in range(number, PAIRS, AT_ONCE):
-                await ask(client, addresses[n % len(addresses)], known)
-                await ask(client, new_address(), unknown)
+                await timed(ask_known, client, n, known)
+                await timed(ask_unknown, client, n, unknown)
 
     await asyncio.gather(*(pairs(number) for number in range(AT_ONCE)))
-    return known, unknown, answers
+    area = auc(known, unknown)
+    print(f"rank-AUC of {PAIRS} pairs: {area:.3f}; medians {statistics.median(known):.1f} and ", end="")
+    print(f"{statistics.median(unknown):.1f} ms")
+    return area, answers
 
 
 @pytest.fixture
@@ -76,34 +84,91 @@ async def test_neither_answer_nor_time_tells_whether_an_address_is_known(running
         running.environ["FIN_ARGON2"] = cost
         await asyncio.to_thread(running.replace, "worker")
 
-    known, unknown, answers = await interleaved(running, addresses)
+    async def known(client: Any, n: int) -> Answer:
+        return await guess(client, addresses[n % len(addresses)])
 
-    area = auc(known, unknown)
-    print(f"rank-AUC of {PAIRS} pairs: {area:.3f}; medians {sorted(known)[PAIRS // 2]:.1f} and ", end="")
-    print(f"{sorted(unknown)[PAIRS // 2]:.1f} ms")
+    async def unknown(client: Any, n: int) -> Answer:
+        return await guess(client, new_address())
+
+    async def guess(client: Any, address: str) -> Answer:
+        answer: Answer = await client.ask("login", email=address, password="wrong password")
+        return answer
+
+    area, answers = await interleaved(running, known, unknown)
     assert len(answers) == 1
     assert 0.45 <= area <= 0.55
 
 
-async def test_a_login_with_an_older_hash_upgrades_it_once(running: Deployment) -> None:
-    from redis import Redis
+# --- what is mailed -----------------------------------------------------------------------------------------------
 
-    address, password = new_address(), "a password long enough"
-    async with running.client() as client:
-        await client.ask("register", email=address, password=password)
-        running.environ["FIN_ARGON2"] = NEWER
-        await asyncio.to_thread(running.replace, "worker")
-        with Redis.from_url(running.redis_url, decode_responses=True) as redis:
-            key = f"fin:{{0}}:user:{redis.get(f'fin:{{0}}:email:{address}')}"
-            before = redis.hget(key, "password")
-            answers = await asyncio.gather(*(client.ask("login", email=address, password=password) for _ in range(8)))
-            after = redis.hget(key, "password")
-            await client.ask("login", email=address, password=password)
-            later = redis.hget(key, "password")
+ADDRESSES = 100
 
-    assert {answer.event for answer in answers} == {"login_success"}
-    assert "m=4096,t=1" in str(before) and "m=19456,t=2" in str(after)
-    assert after == later
+
+@dataclass(frozen=True)
+class Group:
+    """Addresses that are all known or all not, and a registration that is pending for each."""
+
+    addresses: list[str]
+    challenges: list[str]
+
+    def of(self, n: int) -> tuple[str, str]:
+        return self.addresses[n % ADDRESSES], self.challenges[n % ADDRESSES]
+
+
+@pytest.fixture(scope="module")
+def mailing(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Limits off, and all that is mailed is really mailed."""
+    url = f"{redis_server.rpartition('/')[0]}/10"
+    with Deployment.start(tmp_path_factory.mktemp("mailing"), url) as deployment:
+        yield deployment
+
+
+async def grouped(deployment: Deployment, *, known: bool) -> Group:
+    async def one(client: Any) -> tuple[str, str]:
+        address = (await deployment.sign_up(client)).email if known else new_address()
+        registered = await client.ask("register", email=address, password=PASSWORD)
+        return address, registered.data["challenge"]
+
+    async with deployment.client() as client:
+        found = [await asyncio.gather(*(one(client) for _ in range(5))) for _ in range(ADDRESSES // 5)]
+    addresses, challenges = zip(*itertools.chain(*found), strict=True)
+    return Group(list(addresses), list(challenges))
+
+
+def register(address: str, challenge: str) -> dict[str, str]:
+    return {"email": address, "password": PASSWORD}
+
+
+def request_password_reset(address: str, challenge: str) -> dict[str, str]:
+    return {"email": address}
+
+
+def resend_confirmation(address: str, challenge: str) -> dict[str, str]:
+    return {"challenge": challenge}
+
+
+def reset_password(address: str, challenge: str) -> dict[str, str]:
+    return {"email": address, "code": "0none-AAAAAAAAAAAAAAAAAAAAAA.nothing", "newPassword": PASSWORD}
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("data", [register, request_password_reset, resend_confirmation, reset_password])
+async def test_neither_answer_nor_time_tells_for_whom_there_is_something_to_mail(
+    mailing: Deployment, data: Callable[[str, str], dict[str, str]]
+) -> None:
+    known, unknown = [await grouped(mailing, known=known) for known in (True, False)]
+
+    def ask_of(group: Group) -> Ask:
+        async def ask(client: Any, n: int) -> Answer:
+            answer: Answer = await client.ask(data.__name__, **data(*group.of(n)))
+            return answer
+
+        return ask
+
+    area, answers = await interleaved(mailing, ask_of(known), ask_of(unknown))
+
+    assert len(answers) == 1
+    assert 0.45 <= area <= 0.55
 
 
 def test_the_measure_itself_tells_what_differs() -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from app import tokens
 from app.keys import TokenKeys
+from app.sealing import Unreadable
 from app.tokens import AccessClaims, Mint, RefreshToken
 from tests.making import AUDIENCE, ISSUER, MINT, NOW, TOKEN_KEYS, WORKER, secrets_of, token_keys
 
@@ -337,6 +338,112 @@ def test_the_macs_of_different_things_are_never_the_same() -> None:
         MINT.code_mac("a", "1").partition(":")[2],
     }
     assert len(macs) == 4
+
+
+# --- the second factor's seed and recovery codes ------------------------------------------------------------------
+
+SEED = b"12345678901234567890"
+CODES = tokens.new_recovery_codes()
+
+
+def test_a_seed_opens_for_its_account_and_is_never_sealed_to_the_same_text() -> None:
+    sealed = [MINT.seal_seed("0wrk1-user", SEED) for _ in range(20)]
+    assert len(set(sealed)) == 20
+    for text in sealed:
+        assert re.fullmatch(r"wrk1\.[A-Za-z0-9_-]+", text)  # a field of the store: no space, no padding
+        assert MINT.open_seed("0wrk1-user", text) == SEED
+
+
+@pytest.mark.parametrize(
+    ("mint", "user_id", "alter"),
+    [
+        pytest.param(MINT, "0wrk1-other", lambda text: text, id="another account"),
+        pytest.param(MINT, "", lambda text: text, id="no account"),
+        pytest.param(Mint(secrets_of("wrk2"), TOKEN_KEYS, ISSUER, AUDIENCE), "0wrk1-user", lambda text: text,
+                     id="a secret that is not here"),
+        pytest.param(Mint(secrets_of("wrk2"), TOKEN_KEYS, ISSUER, AUDIENCE), "0wrk1-user",
+                     lambda text: "wrk2" + text[4:], id="said to be under another secret"),
+        pytest.param(MINT, "0wrk1-user", lambda text: text[5:], id="without its secret's id"),
+        pytest.param(MINT, "0wrk1-user", lambda text: "wrk1.", id="nothing but that"),
+        pytest.param(MINT, "0wrk1-user", lambda text: "", id="nothing"),
+        pytest.param(MINT, "0wrk1-user", lambda text: text[:-4], id="cut off"),
+        pytest.param(MINT, "0wrk1-user", lambda text: text[:5] + ("A" if text[5] != "A" else "B") + text[6:],
+                     id="altered"),
+    ],
+)  # fmt: skip
+def test_a_seed_opens_for_nobody_else(mint: Mint, user_id: str, alter: Callable[[str], str]) -> None:
+    with pytest.raises(Unreadable):
+        mint.open_seed(user_id, alter(MINT.seal_seed("0wrk1-user", SEED)))
+
+
+def test_a_seed_survives_a_new_secret_and_new_ones_are_sealed_under_it() -> None:
+    rotated = Mint(secrets_of("wrk2", "wrk1"), TOKEN_KEYS, ISSUER, AUDIENCE)
+    assert rotated.open_seed("0wrk1-user", MINT.seal_seed("0wrk1-user", SEED)) == SEED
+    assert rotated.seal_seed("0wrk1-user", SEED).startswith("wrk2.")
+
+
+def test_a_recovery_code_has_eighty_random_bits_and_can_be_typed() -> None:
+    made = [code for _ in range(50) for code in tokens.new_recovery_codes()]
+    assert len(set(made)) == 500
+    for code in made:
+        assert re.fullmatch("[A-Z2-7]{4}(-[A-Z2-7]{4}){3}", code)
+        assert len(base64.b32decode(code.replace("-", ""))) * 8 == 80  # NIST SP 800-63B asks for 64
+    assert len(tokens.new_recovery_codes()) == 10
+
+
+@pytest.mark.parametrize("n", range(10))
+def test_each_recovery_code_is_used_up_alone_and_once(n: int) -> None:
+    stored = MINT.recovery_macs("0wrk1-user", CODES)
+    left = MINT.without_recovery_code("0wrk1-user", stored, CODES[n])
+    assert left is not None
+    macs = stored.split()
+    assert left.split() == macs[:n] + macs[n + 1 :]
+    assert MINT.without_recovery_code("0wrk1-user", left, CODES[n]) is None
+
+
+@pytest.mark.parametrize(
+    ("write", "taken"),
+    [
+        pytest.param(str.lower, True, id="in small letters"),
+        pytest.param(lambda code: code.replace("-", ""), True, id="without its hyphens"),
+        pytest.param(lambda code: code.replace("-", " "), True, id="with spaces"),
+        pytest.param(lambda code: f"\t{code}\r\n", True, id="with white space around"),
+        pytest.param(lambda code: code[:-1], False, id="without its end"),
+        pytest.param(lambda code: code + "A", False, id="with a letter more"),
+        pytest.param(lambda code: code[::-1], False, id="backwards"),
+        pytest.param(lambda code: "", False, id="nothing"),
+        pytest.param(lambda code: "----", False, id="nothing but hyphens"),
+        pytest.param(lambda code: code.replace("-", "\u2010"), False, id="with other hyphens"),
+    ],
+)
+def test_a_recovery_code_is_taken_however_a_person_types_it(write: Callable[[str], str], taken: bool) -> None:
+    stored = MINT.recovery_macs("0wrk1-user", CODES)
+    assert (MINT.without_recovery_code("0wrk1-user", stored, write(CODES[0])) is not None) is taken
+
+
+def test_of_recovery_codes_macs_are_kept_that_are_good_for_their_account_alone() -> None:
+    stored = MINT.recovery_macs("0wrk1-user", CODES)
+    assert not any(code in stored or code.replace("-", "") in stored for code in CODES)
+    assert not set(stored.split()) & set(MINT.recovery_macs("0wrk1-other", CODES).split())
+    assert MINT.without_recovery_code("0wrk1-other", stored, CODES[0]) is None
+    assert MINT.without_recovery_code("0wrk1-user", "", CODES[0]) is None
+    for mac in stored.split():
+        assert MINT.without_recovery_code("0wrk1-user", stored, mac) is None
+
+
+def test_recovery_codes_survive_a_new_secret_until_theirs_is_gone() -> None:
+    stored = MINT.recovery_macs("0wrk1-user", CODES)
+    rotated = Mint(secrets_of("wrk2", "wrk1"), TOKEN_KEYS, ISSUER, AUDIENCE)
+    assert rotated.without_recovery_code("0wrk1-user", stored, CODES[0]) is not None
+    assert rotated.recovery_macs("0wrk1-user", CODES).startswith("wrk2:")
+    gone = Mint(secrets_of("wrk2"), TOKEN_KEYS, ISSUER, AUDIENCE)
+    assert gone.without_recovery_code("0wrk1-user", stored, CODES[0]) is None
+
+
+@given(st.text(max_size=64))
+@many
+def test_any_text_is_a_recovery_code_or_none_and_raises_nothing(text: str) -> None:
+    assert MINT.without_recovery_code("0wrk1-user", MINT.recovery_macs("0wrk1-user", CODES[:2]), text) is None
 
 
 # --- ids ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from urllib.error import HTTPError
@@ -15,6 +14,7 @@ import orjson
 import pytest
 
 from app.messages import Code
+from tests.browser import needs, npm_folder
 from tests.deployment import ROOT, Deployment, new_address
 
 WEB = ROOT / "app/web"
@@ -45,6 +45,20 @@ def test_every_view_is_the_one_document_under_a_strict_policy(path: str, deploym
     assert headers["referrer-policy"] == "no-referrer" and headers["x-content-type-options"] == "nosniff"
     assert body.startswith(b"<!doctype html>") and b"{release}" not in body
     assert not re.search(rb"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=", body), "something is inline"
+
+
+def test_password_managers_and_codes_find_their_fields() -> None:
+    document = (WEB / "index.html").read_text()
+    forms = re.findall(r"<form.*?</form>", document, re.S)
+
+    assert len(forms) >= 10
+    for form in forms:
+        fields = re.findall(r"<input[^>]*>", form)
+        secret = [field for field in fields if 'type="password"' in field]
+        assert all(re.search(r'autocomplete="(current|new)-password"', field) for field in secret)
+        assert not secret or any('autocomplete="username"' in field for field in fields), form
+        assert all('autocomplete="one-time-code"' in field for field in fields if 'name="code"' in field)
+        assert 'method="post"' in form, "without scripts a password would go into the address"
 
 
 def test_what_a_document_names_may_be_kept_for_ever_and_comes_packed(deployment: Deployment) -> None:
@@ -109,7 +123,7 @@ def test_there_is_no_mailbox_where_others_can_listen_in(redis_url: str, tmp_path
         assert b'name="fin-mailbox" content="off"' in get(deployment.url(0, "http", "/"))[2]
 
 
-# --- under node ------
+# --- under node -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.all
@@ -117,7 +131,12 @@ def test_client_js_keeps_its_promises() -> None:
     needs("node")
     environ = {**os.environ, "CODES": " ".join(Code)}
     ran = subprocess.run(
-        ["node", "--test", "tests/web/"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120
+        ["node", "--test", "--test-reporter=tap", *sorted(map(str, (ROOT / "tests/web").glob("*.test.mjs")))],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
     assert ran.returncode == 0, ran.stdout
@@ -125,21 +144,13 @@ def test_client_js_keeps_its_promises() -> None:
 
 
 @pytest.mark.all
-def test_the_scripts_types_hold(npm: Path) -> None:
+def test_the_scripts_types_hold() -> None:
+    npm = npm_folder()
     options = "--noEmit --checkJs --allowJs --strict --target es2022 --module esnext --moduleResolution bundler"
     ran = subprocess.run(
-        ["npx", "--no-install", "tsc", *options.split(), "--lib", "es2022,dom,dom.iterable", "--types", "",
+        ["npx", "--no-install", "tsc", *options.split(), "--lib", "es2022,dom,dom.iterable",
          str(WEB / "main.js"), str(WEB / "mailbox.js")],
         cwd=npm, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
     assert ran.returncode == 0, ran.stdout
-
-
-def needs(*commands: str) -> None:
-    """Where CI runs, everything has to be there."""
-    if missing := [command for command in commands if not shutil.which(command)]:
-        why = f"{', '.join(missing)} is not on the PATH"
-        if os.environ.get("CI") == "true":
-            pytest.fail(why)
-        pytest.skip(why)

@@ -50,7 +50,9 @@ for index, limit in ipairs(ask.limits) do
 end
 for _, held in ipairs(granted) do
   redis.call('ZADD', held, ask.hold, ask.rid)
-  redis.call('PEXPIREAT', held, ask.hold)
+  if redis.call('PEXPIRETIME', held) < ask.hold then -- others may hold a place for longer
+    redis.call('PEXPIREAT', held, ask.hold)
+  end
 end
 
 local function field(hash, name)
@@ -84,9 +86,13 @@ if user_id ~= '' then
       list[#list + 1] = {id, redis.call('HGETALL', ask.sessions .. id)}
     end
     if not ask.crowd then
-      local there = redis.call('HGETALL', ask.online .. user_id)
+      local there, lives = redis.call('HGETALL', ask.online .. user_id), {}
       for i = 1, #there, 2 do
-        if redis.call('EXISTS', ask.nodes .. string.match(there[i], '^[^ ]*')) == 1 then
+        local node = string.match(there[i], '^[^ ]*')
+        if lives[node] == nil then
+          lives[node] = redis.call('EXISTS', ask.nodes .. node) == 1
+        end
+        if lives[node] then
           online[#online + 1] = there[i + 1]
         end
       end

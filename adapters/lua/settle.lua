@@ -10,6 +10,7 @@
 --   notices    array of {online key, connection that is not told, MAC'd body, MAC}: for every node where somebody else is
 --              authenticated as that account
 --   swaps      array of {key, field, old, new}: written only where old is still there
+--   endings    array of {list of sessions, prefix of sessions, id of one that stays, why}: all others on the list end
 --   commands   array of {command...}: writes
 --   posts      array of {node, {field, value...}}: replies
 --   mails      array of {limits, array of {command...}}; limits: array of {key, most, window ms}: past one, none is run
@@ -99,6 +100,17 @@ for _, swap in ipairs(plan.swaps) do
     redis.call('HSET', key, field, new)
   end
 end
+for _, ending in ipairs(plan.endings) do
+  local list, sessions, stays, reason = unpack(ending)
+  for _, id in ipairs(redis.call('ZRANGE', list, 0, -1)) do
+    if id ~= stays then
+      if redis.call('EXISTS', sessions .. id) == 1 then
+        redis.call('HSET', sessions .. id, 'ended', reason)
+      end
+      redis.call('ZREM', list, id)
+    end
+  end
+end
 run(plan.commands)
 for _, each in ipairs(plan.posts) do
   post(unpack(each))
@@ -120,15 +132,35 @@ for _, mail in ipairs(plan.mails) do
     run(commands)
   end
 end
+-- Where an account is online: {node, name of one connection there, whether it is the only one}..., read once for all
+-- notices, since an account may have many connections and many sessions to end.
+local function nodes_of(online)
+  local found, at = {}, {}
+  for _, name in ipairs(redis.call('HKEYS', online)) do
+    local node = string.match(name, '^[^ ]*')
+    local there = at[node]
+    if there == nil then
+      there = redis.call('EXISTS', plan.nodes .. node) == 1 and {node, name, true}
+      at[node] = there
+      if there then
+        found[#found + 1] = there
+      end
+    elseif there then
+      there[3] = false
+    end
+    if not there then
+      redis.call('HDEL', online, name) -- its node is dead
+    end
+  end
+  return found
+end
+local where = {}
 for _, notice in ipairs(plan.notices) do
   local online, spare, body, mac = unpack(notice)
-  local there, told = redis.call('HKEYS', online), {}
-  for _, name in ipairs(there) do
-    local node = string.match(name, '^[^ ]*')
-    if redis.call('EXISTS', plan.nodes .. node) == 0 then
-      redis.call('HDEL', online, name) -- its node is dead
-    elseif name ~= spare and not told[node] then
-      told[node] = true
+  where[online] = where[online] or nodes_of(online)
+  for _, there in ipairs(where[online]) do
+    local node, name, only = unpack(there)
+    if not only or name ~= spare then
       post(node, {'k', 'notice', 'x', body, 'm', mac})
     end
   end

@@ -15,16 +15,16 @@ from dataclasses import replace
 from typing import Any
 
 from app import entries, messages
+from app.gateway.answers import Answers, push
 from app.gateway.connections import Bucket, Caller, Connection, Connections, Pending, Probe, RestCall
 from app.gateway.in_flight import InFlight
 from app.gateway.socket import Socket
 from app.gateway.waiting import Waiting
 from app.keys import SealKeys
-from app.messages import BadFrame, Code, Connected, Draining, Frame, Lane, SessionEnded, refusal
-from app.ports import Admitted, Expired, Full, GatewayBroker, Known, Sealed, Signed, Unavailable
-from app.records import Identity
-from app.rules import even_delay, iso, network_of
-from app.sealing import Envelope, Sealer, Unreadable
+from app.messages import BadFrame, Code, Connected, Draining, Frame, Lane, refusal
+from app.ports import Admitted, Expired, Full, GatewayBroker, Known, Unavailable
+from app.rules import iso, network_of
+from app.sealing import Envelope, Sealer
 from app.settings import Settings
 from app.tokens import new_id
 
@@ -35,14 +35,13 @@ BEAT_SECONDS = 1.0
 SWEEP_SECONDS = 2.0
 UNAVAILABLE_RETRY_MS = 1000
 CROWDED_RETRY_MS = 500
-EVEN_JITTER_MS = 20.0  # over what a busier machine adds to a timer: fractions of a millisecond
 MOST_ROUNDS = 4  # of being admitted anew, when what was recorded, or joined, ended meanwhile
 DRAIN_SECONDS = 10.0
 ADMIT_PATIENCE_SECONDS = 0.01  # where others wait already: it has to wait far longer anyway
 PROBE_AGAIN_MS = 60_000
 READY_SECONDS = 3.0  # without a beat for this long the store is away
 
-ENDED, FLOODING, GOING_AWAY = 4401, 4429, 1001
+FLOODING, GOING_AWAY = 4429, 1001
 
 
 class Gateway:
@@ -56,12 +55,12 @@ class Gateway:
         self._waiting = Waiting()
         self._in_flight = InFlight(self._waiting, self._cancel)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._answers = Answers(self.connections, self._in_flight, broker, node, self._edge, self._anew, self._later)
         self._enveloped = time.monotonic()
         self._clock_offset = time.time() * 1000 - time.monotonic() * 1000
         self._ahead = 0  # ms that the store's clock is ahead of its server's own
         self._beaten: float | None = None
         self._workers = False
-        self._hash_ms = 0.0  # what one takes, by the workers' own measure
         self.draining = False
         self._drained = asyncio.Event()
 
@@ -71,7 +70,7 @@ class Gateway:
         async with asyncio.TaskGroup() as group:
             loops = [
                 group.create_task(loop)
-                for loop in (self._read_replies(), self._beat(), self._sweep(), self._tell_positions())
+                for loop in (self._answers.read(), self._beat(), self._sweep(), self._tell_positions())
             ]
             await self._drained.wait()
             for task in loops:
@@ -82,7 +81,7 @@ class Gateway:
         """Take nothing new, let what is in flight end, send everybody elsewhere."""
         self.draining = True
         for connection in self.connections:
-            self._push(connection, Draining(reconnect_in_ms=random.randint(500, 5000)))  # noqa: S311  # spread, not secret
+            push(connection, Draining(reconnect_in_ms=random.randint(500, 5000)))  # noqa: S311  # spread, not secret
         until = time.monotonic() + DRAIN_SECONDS
         while self._in_flight.anybody_waits() and time.monotonic() < until:
             await asyncio.sleep(0.02)
@@ -132,7 +131,7 @@ class Gateway:
             max_message_bytes=messages.MAX_MESSAGE_BYTES,
             max_in_flight=messages.MAX_IN_FLIGHT,
         )
-        self._push(connection, hello)
+        push(connection, hello)
         return connection
 
     def _gone(self, connection: Connection) -> None:
@@ -264,8 +263,13 @@ class Gateway:
             case Known("crowded"):
                 self._in_flight.fail(pending, Code.RATE_LIMITED, CROWDED_RETRY_MS)
 
-    def _anew(self, pending: Pending) -> None:
-        """What it joined came to nothing, or may not be given again: it is a new request, under a new id."""
+    def _anew(self, pending: Pending, *, replay: bool = False) -> None:
+        """With `replay`: what became of what it joined is asked for. Else that came to nothing, or may not be given
+        again: it is a new request, under a new id.
+        """
+        if replay:
+            self._later(self._admit(pending, replay=True))
+            return
         if pending.rounds >= MOST_ROUNDS:
             self._in_flight.fail(pending, Code.UNAVAILABLE, UNAVAILABLE_RETRY_MS)
             return
@@ -277,118 +281,16 @@ class Gateway:
         if pending.caller is not None and not pending.same:
             self._later(self._broker.cancel([pending.rid]))
 
-    # --- replies ---------------------------------------------------------------------------------------------------
-
-    async def _read_replies(self) -> None:
-        async for reply in self._broker.replies():
-            try:
-                if isinstance(reply, Sealed):
-                    self._reply(reply)
-                else:
-                    self._signed(reply)
-            except Unreadable as error:
-                log.error("unreadable reply", extra={"fields": {"reason": str(error)}})
-            except Exception:
-                log.exception("reply failed")  # the others' replies still have to be read
-
-    def _reply(self, reply: Sealed) -> None:
-        pending = self._in_flight.get(reply.rid)
-        if pending is None:
-            self._too_late(reply)
-            return
-        opened = entries.open_reply(pending.envelope, reply)
-        if opened == entries.ANEW:
-            self._anew(pending)
-            return
-        caller = pending.caller
-        if isinstance(caller, Connection):
-            if opened.identity is not None or opened.forget:
-                before = caller.identity
-                self.connections.identify(caller, opened.identity)
-                if before is not None and (opened.identity is None or before.user_id != opened.identity.user_id):
-                    self._later(self._broker.leave([(before.user_id, caller.id)]))
-        elif caller is None:  # its client went while it was being authenticated
-            self._not_online(pending, opened)
-        asked_as = pending.origin.identity
-        if isinstance(caller, Connection) and opened.code == Code.NOT_AUTHENTICATED and caller.identity == asked_as:
-            self._in_flight.end(pending, opened)
-            if asked_as is not None:
-                self._session_over(caller, asked_as)
-        elif opened.even:
-            delay_ms = even_delay((time.monotonic() - pending.started) * 1000, self._hash_ms)
-            delay_ms += random.uniform(0, EVEN_JITTER_MS)  # noqa: S311  # noise, not a secret
-            loop = asyncio.get_running_loop()
-            loop.call_later(delay_ms / 1000, self._in_flight.end, pending, opened)
-        else:
-            self._in_flight.end(pending, opened)
-
-    def _too_late(self, reply: Sealed) -> None:
-        """Its client has been told something else, and so is authenticated as little as before."""
-        log.info("late reply dropped", extra={"fields": {"request": reply.rid}})
-        if (pending := self._in_flight.late(reply.rid)) is not None:
-            self._not_online(pending, entries.open_reply(pending.envelope, reply))
-
-    def _not_online(self, pending: Pending, opened: entries.OpenedReply) -> None:
-        """The store holds a connection for authenticated that is not."""
-        identity, id = opened.identity, pending.origin.connection
-        there = self.connections.find(id)
-        if identity is None or not id:
-            return
-        if there is None or there.identity is None or there.identity.user_id != identity.user_id:
-            self._later(self._broker.leave([(identity.user_id, id)]))
-
-    def _session_over(self, connection: Connection, identity: Identity) -> None:
-        """Its session has ended by time, which nobody else could tell it."""
-        self._push(connection, SessionEnded(session_id=identity.session_id, reason="expired"))
-        self._end(connection, identity)
-
     def _probe(self, connection: Connection) -> None:
         """Has time ended its session? It may have been seen elsewhere, so a worker is asked, as its client would."""
         identity = connection.identity
 
         def ended() -> None:
             if identity is not None and connection.identity == identity:
-                self._session_over(connection, identity)
+                self._answers.session_over(connection, identity)
 
         probe = Probe("", connection.ip, connection.network, identity, ended=ended)
         self.ask(probe, messages.typed("account", {}, "probe"), Bucket(None), 0.0)
-
-    def _end(self, connection: Connection, identity: Identity) -> None:
-        self.connections.identify(connection, None)
-        self._later(self._broker.leave([(identity.user_id, connection.id)]))
-        connection.socket.shut(ENDED, "session ended")
-
-    def _signed(self, signed: Signed) -> None:
-        match entries.open_signed(self._edge, signed):
-            case entries.OpenedFailure(rid, code):
-                if (pending := self._in_flight.get(rid)) is not None:
-                    self._in_flight.fail(pending, code)
-            case entries.OpenedWord(same, code, retry_after_ms):
-                pending = self._in_flight.get(signed.rid)
-                if pending is None or same not in (pending.same, *pending.formerly):
-                    return
-                pending.known_as(same)
-                pending.cancel_again()
-                if code is not None:
-                    self._in_flight.fail(pending, code, retry_after_ms)
-                else:
-                    self._later(self._admit(pending, replay=True))
-            case entries.OpenedNotice() as notice:
-                self._notice(notice)
-
-    def _notice(self, notice: entries.OpenedNotice) -> None:
-        if notice.only is not None:
-            if (waiting := self.connections.find(notice.only[1])) is not None:
-                waiting.socket.send(messages.push(notice.event, notice.data))
-            return
-        for connection in self.connections.of_user(notice.user_id):
-            if (self._node, connection.id) == notice.spare or connection.identity is None:
-                continue
-            if notice.devices is not None and connection.identity.device_ref not in notice.devices:
-                continue
-            connection.socket.send(messages.push(notice.event, notice.data))
-            if notice.close and connection.identity.session_id == notice.session_id:
-                self._end(connection, connection.identity)
 
     # --- loops ---------------------------------------------------------------------------------------------------
 
@@ -406,7 +308,7 @@ class Gateway:
                 self._workers = any(depth.rate > 0 for depth in depths.values())
                 hashing = depths[Lane.HASH]
                 if hashing.rate > 0:
-                    self._hash_ms = hashing.slots * 1000 / hashing.rate
+                    self._answers.hash_ms = hashing.slots * 1000 / hashing.rate
                 if self._beaten is None or time.monotonic() - self._beaten > READY_SECONDS:
                     log.info("the store is there", extra={"fields": {"node": self._node}})
                 self._beaten = time.monotonic()
@@ -439,9 +341,6 @@ class Gateway:
                     log.exception("positions not told")
 
     # --- small things --------------------------------------------------------------------------------------------
-
-    def _push(self, connection: Connection, reply: messages.Reply) -> None:
-        connection.socket.send(messages.push(reply.event, messages.encode_data(reply)))
 
     def _current_envelope(self) -> Envelope:
         if time.monotonic() - self._enveloped > ENVELOPE_SECONDS:

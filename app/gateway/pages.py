@@ -71,7 +71,7 @@ class Pages:
 
     def __init__(self, settings: Settings) -> None:
         files = {path.name: path.read_bytes() for path in sorted(WEB.iterdir()) if path.suffix in TYPES}
-        self._outbox = _outbox(settings)
+        self._outbox = mailbox_of(settings)
         # The scripts' and styles' address changes with any of them, so that browsers need not ask about them again.
         self._release = hashlib.sha256(b"".join(files.values())).hexdigest()[:12]
         told = {
@@ -135,8 +135,8 @@ def _filled(name: str, body: bytes, told: dict[str, str]) -> bytes:
     return body
 
 
-def _outbox(settings: Settings) -> Path | None:
-    """The folder, where mails go to one and nobody but this machine can listen in."""
+def mailbox_of(settings: Settings) -> Path | None:
+    """The outbox, where mails go to a folder and nobody but this machine can reach the gateway."""
     kind, _, folder = settings.mail_url.partition(":")
     return settings.data_dir / folder if kind == "file" and _is_loopback(settings.host) else None
 

@@ -29,7 +29,7 @@ def decide(request: ApproveLogin, facts: Facts, ctx: Context) -> Outcome:
     trusted = session.device_ref in (device.ref for device in facts.devices)
     if attempt is None or attempt.id != request.login_id or facts.now >= attempt.expires or not trusted:
         return refuse(REFUSED, Code.NOT_FOUND, field="loginId", subject=account.id)
-    if "approval" in facts.refused:
+    if request.approve and "approval" in facts.refused:  # who refuses it never comes too late
         return refuse(REFUSED, Code.NOT_FOUND, field="loginId", subject=account.id)
     if request.approve and request.match_number != attempt.number:
         return refuse(REFUSED, Code.INVALID_CODE, Verdict.FAILED, field="matchNumber", subject=account.id)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from app.handlers.common import Context, alert, end_sessions, mail, others, refuse
+from app.handlers.common import Context, alert, end_all_but, mail, refuse
 from app.handlers.proof import needs_proof, wrong_password
 from app.messages import ChangePassword, PasswordChanged
 from app.passwords import weakness
@@ -28,12 +28,13 @@ def decide(request: ChangePassword, facts: Facts, ctx: Context) -> Outcome:
     if refused := wrong_password(REFUSED, request.current_password, "currentPassword", account, facts, ctx):
         return refused
     record = ctx.passwords.hash(account.id, request.new_password)
-    ended, notices = end_sessions(others(facts), "password_changed", (ctx.origin.node, ctx.origin.connection))
+    stays = facts.session.id if facts.session else ""
+    ended, notices = end_all_but(stays, "password_changed", account, facts)
     return Outcome(
         PasswordChanged.event,
         PasswordChanged(),
         Verdict.PASSED,
-        writes=(ChangeAccount(account, replace(account, password=record, reset="")), *ended),
+        writes=(ChangeAccount(account, replace(account, password=record, reset="", floor=account.version + 1)), *ended),
         notices=(*notices, alert(account, "password_changed", ctx)),
         mails=(mail("password_changed", account, facts, ctx),),
         subject=account.id,

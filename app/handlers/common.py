@@ -17,6 +17,7 @@ from app.records import (
     ChangeAccount,
     ConfirmSession,
     Device,
+    EndOthers,
     EndSession,
     Facts,
     Identity,
@@ -91,6 +92,15 @@ def waiting(facts: Facts, kind: str, ctx: Context) -> Challenge | None:
     return challenge if challenge.may_be_answered_by(ctx.origin.connection) else None
 
 
+def of_now(challenge: Challenge, account: Account | None) -> bool:
+    """Whether a login that began with this challenge may go on: its account is there, and its password still the one
+    that was right.
+    """
+    if account is None or account.id != challenge.user_id or account.status != "active":
+        return False
+    return challenge.version >= account.floor
+
+
 def mail(kind: MailKind, account: Account, facts: Facts, ctx: Context, **more: Any) -> Mail:
     """A mail to an account about what this request does, which is told how that goes."""
     origin = ctx.origin
@@ -132,6 +142,7 @@ def go_on(arrival: Arrival, facts: Facts, ctx: Context) -> Outcome:
         device_ref=arrival.device.ref if arrival.device else "",
         device_name=arrival.device_name,
         noticed=arrival.noticed,
+        version=account.version,
     )
     methods = ("totp", "recovery_code") if account.recovery else ("totp",)
     asked = SecondFactorRequired(challenge=challenge.id, methods=methods, expires_in=rules.CHALLENGE_MS // 1000)
@@ -185,6 +196,16 @@ def end_sessions(
 ) -> tuple[tuple[EndSession, ...], tuple[Notice, ...]]:
     ended = [end_session(session, reason, spare) for session in sessions]
     return tuple(write for write, _ in ended), tuple(notice for _, notice in ended)
+
+
+def end_all_but(
+    stays: str, reason: str, account: Account, facts: Facts
+) -> tuple[tuple[Write, ...], tuple[Notice, ...]]:
+    """Every session of the account but one; also such as start while this is being decided."""
+    ended, notices = end_sessions((each for each in facts.sessions if each.id != stays), reason, ("", ""))
+    told = SessionEnded(session_id=stays, reason=reason)
+    whoever_is_there = Notice(account.id, stays, told, ends_others=reason)
+    return (*ended, EndOthers(account.id, stays, reason)), (*notices, whoever_is_there)
 
 
 def others(facts: Facts) -> list[Session]:

@@ -19,7 +19,7 @@ REFUSED = "2fa_verification_failed"
 
 
 def needs(request: Confirm2fa, ctx: Context) -> Needs:
-    return needs_proof(ctx)
+    return needs_proof(ctx, password=False, factor=True)
 
 
 def decide(request: Confirm2fa, facts: Facts, ctx: Context) -> Outcome:

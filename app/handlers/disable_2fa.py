@@ -16,7 +16,7 @@ REFUSED = "2fa_verification_failed"
 
 
 def needs(request: Disable2fa, ctx: Context) -> Needs:
-    return needs_proof(ctx)
+    return needs_proof(ctx, factor=True)
 
 
 def decide(request: Disable2fa, facts: Facts, ctx: Context) -> Outcome:

@@ -75,6 +75,7 @@ def _new_device(request: Login, account: Account, facts: Facts, ctx: Context) ->
         user_id=account.id,
         bound=origin.connection,
         device_name=name,
+        version=account.version,
     )
     number = 10 + secrets.randbelow(90)
     detected = NewDeviceDetected(

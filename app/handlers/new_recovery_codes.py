@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from app.handlers.common import Context, mail, use_factor
+from app.handlers.common import Context, alert, mail, use_factor
 from app.handlers.proof import needs_proof, wrong_code, wrong_password
 from app.messages import NewRecoveryCodes, RecoveryCodes
 from app.records import ChangeAccount, Facts, Needs, Outcome, Verdict
@@ -17,7 +17,7 @@ REFUSED = "2fa_verification_failed"
 
 
 def needs(request: NewRecoveryCodes, ctx: Context) -> Needs:
-    return needs_proof(ctx)
+    return needs_proof(ctx, factor=True)
 
 
 def decide(request: NewRecoveryCodes, facts: Facts, ctx: Context) -> Outcome:
@@ -34,6 +34,7 @@ def decide(request: NewRecoveryCodes, facts: Facts, ctx: Context) -> Outcome:
         RecoveryCodes(recovery_codes=codes),
         Verdict.PASSED,
         writes=(ChangeAccount(account, replace(used, recovery=ctx.mint.recovery_macs(account.id, codes))),),
+        notices=(alert(account, "recovery_codes", ctx),),
         mails=(mail("second_factor_changed", account, facts, ctx, change="recovery_codes"),),
         subject=account.id,
     )

@@ -6,6 +6,8 @@ only where FIN_EMAIL_CONFIRMATION is off; error rate_limited when the network ha
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from app import rules
 from app.handlers.common import Context, rate_limited, refuse
 from app.messages import Code, Register, RegisterAccepted
@@ -45,9 +47,10 @@ def decide(request: Register, facts: Facts, ctx: Context) -> Outcome:
         terms=request.terms or "",
     )
     accepted = RegisterAccepted(next="confirm_email", challenge=id, expires_in=rules.REGISTRATION_MS // 1000)
-    if "pending" in facts.refused:  # five are pending: this one is accepted in words only, taken address or not
-        return Outcome(RegisterAccepted.event, accepted, Verdict.PASSED)
-    if facts.account is None:
+    if "pending" in facts.refused:  # five are pending: no code fits this one, which does not show, taken address or not
+        challenge = replace(challenge, code_mac="", user_id="", password="")
+        mail = Mail("decoy", request.email)
+    elif facts.account is None:
         mail = Mail("confirmation", request.email, challenge.locale, code)
     else:  # the challenge is kept all the same, and its code told to nobody: it fails like any wrong guess
         mail = Mail("already_registered", request.email, facts.account.locale)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from app import rules
 from app.handlers.common import Context
 from app.messages import PasswordResetRequested, RequestPasswordReset
-from app.records import Challenge, ChangeAccount, Facts, Mail, Needs, Outcome, PutChallenge, Write
+from app.records import Challenge, Facts, Mail, Needs, NewestReset, Outcome, PutChallenge, Write
 from app.tokens import new_id, new_secret
 
 
@@ -31,7 +29,7 @@ def decide(request: RequestPasswordReset, facts: Facts, ctx: Context) -> Outcome
     writes: tuple[Write, ...] = (PutChallenge(challenge),)  # a decoy like the mail, where there is no account
     mail = Mail("decoy", request.email)
     if account is not None:
-        writes = (*writes, ChangeAccount(account, replace(account, reset=id)))
+        writes = (*writes, NewestReset(account.id, id))
         mail = Mail("reset", account.email, account.locale, code, ip=ctx.origin.ip, at=facts.now)
     return Outcome(
         PasswordResetRequested.event,

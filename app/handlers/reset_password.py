@@ -1,6 +1,7 @@
 """reset_password: the mailed link's code sets a new password and ends every session. It does not log in.
 
-Refuses password_too_short, password_common, invalid_code (unknown, used, or a newer one was asked for), code_expired;
+Refuses password_too_short, password_common, invalid_code (unknown, used, or a newer one was asked for;
+or the account is disabled), code_expired;
 error rate_limited.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from app import rules
-from app.handlers.common import Context, end_sessions, rate_limited, refuse
+from app.handlers.common import Context, end_all_but, rate_limited, refuse
 from app.messages import Code, PasswordReset, ResetPassword
 from app.passwords import weakness
 from app.records import ChangeAccount, EndChallenge, Facts, Mail, Needs, Outcome, Verdict
@@ -35,15 +36,18 @@ def decide(request: ResetPassword, facts: Facts, ctx: Context) -> Outcome:
     matches = ctx.mint.code_matches(challenge.code_mac, challenge.id, request.code)
     if not matches or account is None or account.id != challenge.user_id or account.reset != challenge.id:
         return refuse(REFUSED, Code.INVALID_CODE, Verdict.FAILED, field="code")
+    if account.status != "active":
+        return refuse(REFUSED, Code.INVALID_CODE, Verdict.FAILED, field="code")
     if facts.now >= challenge.code_expires:
         return refuse(REFUSED, Code.CODE_EXPIRED, field="code", subject=account.id)
     record = ctx.passwords.hash(account.id, request.new_password)
-    ended, notices = end_sessions(facts.sessions, "password_reset", ("", ""))
+    changed = replace(account, password=record, reset="", floor=account.version + 1)
+    ended, notices = end_all_but("", "password_reset", account, facts)
     return Outcome(
         PasswordReset.event,
         PasswordReset(),
         Verdict.PASSED,
-        writes=(ChangeAccount(account, replace(account, password=record, reset="")), EndChallenge(challenge), *ended),
+        writes=(ChangeAccount(account, changed), EndChallenge(challenge), *ended),
         notices=notices,
         mails=(Mail("password_changed", account.email, account.locale, ip=ctx.origin.ip, at=facts.now),),
         subject=account.id,

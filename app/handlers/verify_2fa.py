@@ -1,7 +1,7 @@
 """verify_2fa: a code of the second factor, or a recovery code, completes a login. Each works once.
 
-Refuses invalid_code, challenge_expired (unknown, too old, of another connection, five wrong codes), too_many_attempts
-(of the account, whichever challenge was tried); error rate_limited.
+Refuses invalid_code, challenge_expired (unknown, too old, of another connection, five wrong codes; turned off
+or another password since), too_many_attempts (of the account, whichever challenge was tried); error rate_limited.
 """
 
 from __future__ import annotations
@@ -9,7 +9,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from app import rules
-from app.handlers.common import Arrival, Context, rate_limited, refuse, start_session, too_many, use_factor, waiting
+from app.handlers.common import (
+    Arrival,
+    Context,
+    of_now,
+    rate_limited,
+    refuse,
+    start_session,
+    too_many,
+    use_factor,
+    waiting,
+)
 from app.messages import Code, SecondFactorVerified, Verify2fa
 from app.records import ChangeAccount, EndChallenge, Facts, Needs, Outcome, Verdict
 
@@ -19,17 +29,17 @@ REFUSED = "2fa_verification_failed"
 def needs(request: Verify2fa, ctx: Context) -> Needs:
     settings, network = ctx.settings.limits, ctx.origin.network
     tries, *_ = rules.code_limits(settings, request.challenge, network)
-    limits = (tries, *rules.proof_limits(settings, rules.factor_subject(request.challenge), network))
+    limits = (tries, *rules.factor_limits(settings, rules.factor_subject(request.challenge), network))
     return Needs(challenge_id=request.challenge, devices=True, crowd=True, limits=limits)
 
 
 def decide(request: Verify2fa, facts: Facts, ctx: Context) -> Outcome:
-    if limited := too_many(REFUSED, facts, "proof") or rate_limited(facts, "ip"):
+    if limited := too_many(REFUSED, facts, "factor") or rate_limited(facts, "ip"):
         return limited
     challenge, account = waiting(facts, "second_factor", ctx), facts.account
     if challenge is None or "tries" in facts.refused:
         return refuse(REFUSED, Code.CHALLENGE_EXPIRED)
-    if account is None or account.id != challenge.user_id or account.status != "active":
+    if account is None or not of_now(challenge, account) or not account.has2fa:
         return refuse(REFUSED, Code.CHALLENGE_EXPIRED)
     used = use_factor(account, request.code, request.recovery_code, facts, ctx)
     if used is None:

@@ -1,7 +1,7 @@
 """verify_device: the mailed code, or another device's approval, lets a login on a new device go on.
 
 Refuses invalid_code (also without one before anybody approved), code_expired, challenge_expired (unknown, too old, of
-another connection, five wrong codes, refused by its owner); error rate_limited.
+another connection, five wrong codes, refused by its owner, another password since); error rate_limited.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from app import rules
-from app.handlers.common import Arrival, Context, go_on, rate_limited, refuse, waiting
+from app.handlers.common import Arrival, Context, go_on, of_now, rate_limited, refuse, waiting
 from app.messages import Code, DeviceVerified, VerifyDevice
 from app.records import (
     Account,
@@ -42,7 +42,7 @@ def decide(request: VerifyDevice, facts: Facts, ctx: Context) -> Outcome:
     challenge, account = waiting(facts, "device", ctx), facts.account
     if challenge is None or challenge.decided == "refused" or "tries" in facts.refused:
         return refuse(REFUSED, Code.CHALLENGE_EXPIRED)
-    if account is None or account.id != challenge.user_id or account.status != "active":
+    if account is None or not of_now(challenge, account):
         return refuse(REFUSED, Code.CHALLENGE_EXPIRED)
     if wrong := _wrong(request, challenge, facts, ctx):
         return replace(wrong, subject=account.id)
@@ -72,4 +72,5 @@ def _wrong(request: VerifyDevice, challenge: Challenge, facts: Facts, ctx: Conte
 
 def _room_for_one_more(account: Account, facts: Facts) -> list[ForgetDevice]:
     by_age = sorted(facts.devices, key=lambda device: device.seen)
-    return [ForgetDevice(account, device.ref) for device in by_age[: len(by_age) + 1 - rules.DEVICES_PER_ACCOUNT]]
+    too_many = max(0, len(by_age) + 1 - rules.DEVICES_PER_ACCOUNT)
+    return [ForgetDevice(account, device.ref) for device in by_age[:too_many]]

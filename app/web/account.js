@@ -1,12 +1,12 @@
 // @ts-check
 /** The page of somebody who is signed in: sessions, the second factor, the password, devices, who else wants in. */
 
-import { $, atLeave, complain, copy, fault, focusOn, part, refused, show, submits, t, toast } from "./page.js";
+import { $, announce, atLeave, copy, fault, focusOn, part, refused, show, submits, t, toast } from "./page.js";
 import { has, locale } from "./strings.js";
 
 /** @typedef {import("./enter.js").App} App */
 
-const LOOK_MS = 4000; // presence of others is not pushed
+const LOOK_MS = 5000; // presence of others is not pushed
 const SLOW = { timeoutMs: 30_000, patienceMs: 60_000 };
 
 /** @param {App} app */
@@ -14,12 +14,23 @@ export async function account(app) {
   const { client } = app;
   const root = show("account", { focus: false });
   const own = await client.ask("account");
-  if (!root.isConnected || own.event !== "account") return;
+  if (!root.isConnected) return;
+  if (own.event !== "account") {
+    const sorry = part("part-sorry");
+    sorry.textContent = t(`code_${own.data.code}`);
+    $(root, "[data-attempt]").replaceChildren(sorry);
+    const timer = setTimeout(() => account(app), LOOK_MS);
+    return atLeave(() => clearTimeout(timer));
+  }
   const about = own.data;
   $(root, "[data-whose]").textContent = about.email;
 
   sessions(app, root);
   devices(app, root, about.devices);
+  atLeave(client.on("session_started", async () => { // perhaps a device that is trusted from here on
+    const answer = await client.ask("account");
+    if (answer.event === "account" && root.isConnected) devices(app, root, answer.data.devices);
+  }));
   second(app, $(root, "[data-second]"), about);
   password(app, $(root, "[data-password]"), about.email);
   attempts(app, $(root, "[data-attempt]"));
@@ -116,7 +127,7 @@ function sessions({ client }, root) {
 }
 
 /** @param {App} app @param {HTMLElement} root @param {any[]} known */
-function devices({ client }, root, known) {
+function devices(app, root, known) {
   $(root, "[data-no-devices]").hidden = known.length > 0;
   fill($(root, "[data-devices]"), known.map(({ deviceRef, deviceName, lastSeenAt }) => {
     const name = deviceName ?? t("unknownDevice");
@@ -127,10 +138,10 @@ function devices({ client }, root, known) {
       button: t("forget"),
       label: t("forgetOf", { name }),
       act: async () => {
-        const answer = await client.ask("forget_device", { deviceRef });
+        const answer = await app.client.ask("forget_device", { deviceRef });
         const gone = answer.event === "device_forgotten" || answer.data.code === "not_found";
         toast(gone ? t("forgotten") : t(`code_${answer.data.code}`));
-        if (gone) devices({ client, go: () => {} }, root, known.filter((device) => device.deviceRef !== deviceRef));
+        if (gone) devices(app, root, known.filter((device) => device.deviceRef !== deviceRef));
       },
     };
   }));
@@ -259,17 +270,23 @@ function password(app, panel, email) {
 function attempts({ client }, place) {
   const title = document.title;
   const over = (/** @type {string} */ text) => {
+    device = "";
     place.replaceChildren();
     document.title = title;
     if (text) toast(text);
   };
+  let device = ""; // that wants in
+  atLeave(client.on("session_started", ({ deviceName, ip }) => { // by its code: there is nothing left to approve
+    if (device === `${deviceName} ${ip}`) over("");
+  }));
   atLeave(client.on("login_attempt", ({ loginId, deviceName, ip }) => {
+    device = `${deviceName} ${ip}`;
     const form = part("part-attempt");
     const lead = t("attemptLead", { device: deviceName ?? t("unknownDevice"), ip });
     $(form, "[data-lead]").textContent = lead;
     place.replaceChildren(form);
     document.title = `● ${t("attemptTitle")}`;
-    toast(t("attemptTitle"));
+    announce(`${t("attemptTitle")}. ${lead}`);
     place.scrollIntoView({ block: "nearest" });
     /** @param {boolean} approve @param {string} [matchNumber] @param {any} [onProgress] */
     const decide = async (approve, matchNumber, onProgress) => {

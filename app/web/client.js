@@ -172,6 +172,12 @@ export class Client {
     return answer;
   }
 
+  /** The login that waits for a code will not be gone on with. */
+  abandon() {
+    this.#step = null;
+    this.#flush();
+  }
+
   /** Open the connection ahead of the first request; also what "try now" does. */
   connect() {
     if (this.#socket || this.#state.name === "closed" || this.#state.name === "refused") return;
@@ -209,6 +215,7 @@ export class Client {
       this.#stopTimer();
       this.#greeted = true;
       if (this.#token) this.#identify();
+      if (this.#step && this.#world.now() > this.#step.until) this.#step = null;
       if (this.#step) this.#move(this.#step);
       this.#enter({ name: "open" });
       this.#flush();
@@ -340,11 +347,17 @@ export class Client {
       await this.#keep(answer.data);
       this.#finish(ask, { event: answer.event, data: shown(answer.data) });
     } else {
-      if (CHALLENGES.has(answer.event) && !ask.moves) [this.#step, this.#stepIs] = [ask, "here"];
+      if (CHALLENGES.has(answer.event) && !ask.moves) this.#waits(ask, answer.data.expiresIn);
       else if (answer.data.code === "challenge_expired" && PROOFS.has(ask.event)) this.#step = null;
       this.#finish(ask, answer);
     }
     this.#flush();
+  }
+
+  /** @param {Ask} ask @param {number} seconds */
+  #waits(ask, seconds) {
+    [this.#step, this.#stepIs] = [ask, "here"];
+    ask.until = this.#world.now() + seconds * 1000 - MARGIN_MS; // later it would be another login
   }
 
   /** Sent again under its key, a login that waits for a proof belongs to this connection. @param {Ask} step */

@@ -23,6 +23,7 @@ export function deviceName() {
 
 /** @param {App} app @param {{email?: string, note?: string, calm?: boolean}} [given] */
 export function signIn(app, { email = "", note = "", calm = true } = {}) {
+  app.client.abandon();
   const form = show("signin", { focus: false });
   const input = /** @type {HTMLInputElement} */ ($(form, "#email"));
   input.value = email;
@@ -43,14 +44,19 @@ async function attempt(app, form, email, password, onProgress) {
   next(app, form, email, answer);
 }
 
-/** Wherever an answer leads on the way in. @param {App} app @param {HTMLElement} form @param {string} email @param {Answer} answer */
+/**
+ * Wherever an answer leads on the way in.
+ * @param {App} app @param {HTMLElement} form @param {string} email @param {Answer} answer
+ */
 function next(app, form, email, answer) {
   if (answer.event === "login_success") app.go("/account");
   else if (answer.event === "new_device_detected") newDevice(app, email, answer.data);
   else if (answer.event === "2fa_required") secondFactor(app, email, answer.data);
   else if (answer.data.code === "challenge_expired") {
     signIn(app, { email, note: t("code_challenge_expired"), calm: false });
-  } else refused(form, answer);
+  } else {
+    refused(form, answer, { code_expired: t("codeOver") });
+  }
 }
 
 // --- a new device ---------------------------------------------------------------------------------------------------
@@ -94,9 +100,12 @@ function newDevice(app, email, { challenge, sentTo, matchNumber, expiresIn }) {
 
 /** What becomes of a mail that this connection caused. @param {App} app @param {HTMLElement} form */
 function mailStatus(app, form) {
-  atLeave(app.client.on("mail_status", ({ status }) => {
-    if (status === "sent") complain(form, "");
-    else complain(form, t(status === "failed" ? "mailFailed" : "mailRetrying"), status !== "failed");
+  let late = false;
+  atLeave(app.client.on("mail_status", ({ kind, status }) => {
+    if (kind !== "new_device") return;
+    if (status !== "sent") complain(form, t(status === "failed" ? "mailFailed" : "mailRetrying"), status !== "failed");
+    else if (late) complain(form, "");
+    late = status !== "sent";
   }));
 }
 

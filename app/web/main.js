@@ -7,9 +7,15 @@ import { $, announce, show, span, t, translate } from "./page.js";
 import { has } from "./strings.js";
 
 // The mailed link's fragment is a key: out of the address bar, and out of the history, before anything else.
-const link = location.pathname === "/reset" && location.hash ? new URLSearchParams(location.hash.slice(1)) : null;
-const mailed = link && { email: link.get("email") ?? "", code: link.get("code") ?? "" };
-if (link) history.replaceState(null, "", "/reset");
+/** @type {{email: string, code: string} | null} */ let mailed = null;
+function takeLink() {
+  if (location.pathname !== "/reset" || !location.hash) return false;
+  const link = new URLSearchParams(location.hash.slice(1));
+  mailed = { email: link.get("email") ?? "", code: link.get("code") ?? "" };
+  history.replaceState(null, "", "/reset");
+  return true;
+}
+takeLink();
 
 const client = new Client({ url: location.origin });
 const app = { client, go };
@@ -39,6 +45,7 @@ let note = ""; // why a person is asked to sign in again
 async function route() {
   const path = location.pathname;
   signOut.hidden = true;
+  client.abandon();
   if (path === "/signup") return signUp(app);
   if (path === "/confirm") return confirm(app);
   if (path === "/forgot") return forgot(app);
@@ -113,7 +120,8 @@ document.addEventListener("click", (event) => {
   event.preventDefault();
   go(anchor.pathname);
 });
-addEventListener("popstate", () => route());
+addEventListener("popstate", () => { if (!takeLink()) route(); });
+addEventListener("hashchange", () => { if (mailed) route(); });
 signOut.addEventListener("click", async () => {
   await client.signOut();
   announce(t("ended_logout"));
@@ -126,4 +134,5 @@ if (location.pathname === "/" || location.pathname === "/account") {
   await client.resume();
 }
 ready = true;
-route();
+await route();
+performance.mark("interactive");

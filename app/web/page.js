@@ -87,6 +87,7 @@ export const atLeave = (end) => { leaving.push(end); };
 export function show(name, { title, focus = true } = {}) {
   for (const end of leaving.splice(0)) end();
   const root = part(`view-${name}`);
+  $(document, "#toasts").replaceChildren();
   $(document, "#main").replaceChildren(root);
   const heading = root.querySelector("h1");
   if (heading && title) heading.textContent = title;
@@ -110,12 +111,14 @@ export function announce(text) {
   requestAnimationFrame(() => { announcer.textContent = text; });
 }
 
-/** A short word that goes away by itself. @param {string} text */
+/** A short word that goes away by itself; of many, the last two. @param {string} text */
 export function toast(text) {
   const line = document.createElement("p");
+  const toasts = $(document, "#toasts");
   line.textContent = text;
-  $(document, "#toasts").append(line);
-  setTimeout(() => line.remove(), 7000);
+  toasts.append(line);
+  while (toasts.childElementCount > 2) toasts.firstElementChild?.remove();
+  setTimeout(() => line.remove(), 6000);
 }
 
 /** @param {number} ms */
@@ -294,8 +297,8 @@ function queue(place) {
       if (event === "queued") {
         if (!number) build();
         first = Math.max(first, data.position);
-        if (number) number.textContent = data.position > 1 ? data.position.toLocaleString(language) : "";
-        $(place, ".place span").textContent = t(data.position > 1 ? "place" : "placeNext");
+        if (number) number.textContent = data.position > 0 ? data.position.toLocaleString(language) : "";
+        $(place, ".place span").textContent = t(data.position > 0 ? "place" : "placeNext");
         /** @type {HTMLProgressElement} */ ($(place, "progress")).value = 1 - data.position / (first + 1);
         $(place, "p:last-child").textContent = t("eta", { time: span(data.etaMs) });
         say();

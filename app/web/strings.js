@@ -145,9 +145,9 @@ export const STRINGS = {
     attemptApproved: "Approved. The new device is being signed in.",
     attemptRefused: "Refused. Change your password if you do not know who it was: they know it.",
     attemptOver: "That sign-in is over; there is nothing left to approve.",
-    attemptWrong: "That is not the number the new device shows. The sign-in has to be started again there.",
+    attemptWrong: "That is not the number that the new device shows. Look again.",
 
-    place: "is your place in line",
+    place: "ahead of you in line",
     placeNext: "You are next",
     eta: "About {time}. Leave this page open; it goes on by itself.",
     retrying: "{why} We try again by ourselves in {time}.",
@@ -368,9 +368,9 @@ export const STRINGS = {
     attemptApproved: "Aprovado. O novo dispositivo está entrando.",
     attemptRefused: "Recusado. Se não sabe quem era, altere sua senha: essa pessoa a conhece.",
     attemptOver: "Essa entrada já terminou; não há mais nada para aprovar.",
-    attemptWrong: "Não é o número que o novo dispositivo mostra. A entrada precisa ser iniciada de novo nele.",
+    attemptWrong: "Não é o número que o novo dispositivo mostra. Confira.",
 
-    place: "é o seu lugar na fila",
+    place: "na fila antes de você",
     placeNext: "Você é o próximo",
     eta: "Cerca de {time}. Deixe esta página aberta; ela continua sozinha.",
     retrying: "{why} Tentaremos de novo automaticamente em {time}.",

@@ -10,7 +10,7 @@ from typing import Any
 import aio_pika
 from redis.asyncio import Redis
 
-from adapters import names, rabbitmq, redis_streams
+from adapters import amqp_queues, names, rabbitmq, redis_streams
 from app.messages import Lane
 from app.ports import GatewayBroker, Store, WorkerBroker
 from tests.running import Kind
@@ -34,9 +34,7 @@ class Adapter:
     letters: Callable[[Urls, str], Any]  # async: every dead letter, as bytes with all that is kept of it
     clean: Callable[[Urls, str], Any]  # async: nothing of a deployment is left but in Redis
     lacks: Mapping[str, str] = field(default_factory=dict)  # scenario -> why it is not promised: it has to fail
-    unfinished: str = ""  # why it is played only with FIN_TEST_UNFINISHED=1
     slow: bool = False  # plays only with -m ""
-    frail: str = ""  # why its servers are not killed: what would be seen is theirs, and not the adapter's
 
     @property
     def store(self) -> Kind:
@@ -53,7 +51,7 @@ SHORT = {
     "BLOCK_SECONDS": 1.0,
     "TAKE_SECONDS": 0.05,
     "LEFT_SECONDS": 0.1,
-    "HEARTBEAT_SECONDS": 2,
+    "HEARTBEAT_SECONDS": 1,
     "MAILS_KEPT": 3,
 }
 TAKEN_OVER_SECONDS = SHORT["TAKEN_OVER_AFTER_MS"] / 1000
@@ -98,12 +96,12 @@ async def _nothing(urls: Urls, deployment: str) -> None:
 
 
 async def _delete_queues(urls: Urls, deployment: str) -> None:
-    queues = rabbitmq.Queues(deployment)
+    queues = amqp_queues.Queues(deployment)
     connection = await aio_pika.connect(urls[Kind.RABBITMQ])
     async with connection:
         channel = await connection.channel()
         for lane in Lane:
-            for name in (queues.lane(lane), queues.dead(lane)):
+            for name in (queues.lane(lane), queues.back(lane), queues.dead(lane)):
                 await channel.queue_delete(name)
 
 
@@ -111,12 +109,8 @@ async def _junk_by_amqp(urls: Urls, deployment: str, lane: Lane) -> None:
     connection = await aio_pika.connect(urls[Kind.RABBITMQ])
     async with connection:
         channel = await connection.channel()
-        queue = rabbitmq.Queues(deployment).lane(lane)
+        queue = amqp_queues.Queues(deployment).lane(lane)
         await channel.default_exchange.publish(aio_pika.Message(b"no entry\x00\xff"), queue)
-
-
-HANGS = "a peer that hangs is noticed after two heartbeats, ten seconds"
-RETURNS = "what a worker releases may come back to its own inbox, until it closes"
 
 
 def _rabbitmq(store: Kind) -> Adapter:
@@ -129,19 +123,14 @@ def _rabbitmq(store: Kind) -> Adapter:
         worker=lambda urls, deployment, consumer: rabbitmq.worker(
             urls[store], urls[Kind.RABBITMQ], deployment, consumer
         ),
-        modules=("adapters.rabbitmq", "adapters.redis_state", "adapters.redis_store"),
+        modules=("adapters.rabbitmq", "adapters.amqp_link", "adapters.redis_state", "adapters.redis_store"),
         junk=_junk_by_amqp,
         letters=lambda urls, _: _letters(urls, store),
         clean=_delete_queues,
         lacks={
-            "test_what_is_released_is_soon_anothers": RETURNS,
-            "test_what_was_released_does_not_count_as_handed_out": RETURNS,
             "test_what_was_lost_on_its_way_does_not_count_as_handed_out": "RabbitMQ counts whatever is put back to it",
-            "test_with_the_times_of_a_deployment_a_hanging_workers_work_is_anothers_within_seconds": HANGS,
         },
-        unfinished="two scenarios fail by chance; FIN_TEST_UNFINISHED=1 plays them all",
         slow=True,
-        frail="a quorum queue of a killed RabbitMQ 3.10 may come back without a leader (ARCHITECTURE.md)",
     )
 
 

@@ -29,9 +29,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         cases = []
         for adapter in ADAPTERS:
             marks = [pytest.mark.all] if adapter.slow else []
-            if adapter.unfinished and not os.environ.get("FIN_TEST_UNFINISHED"):
-                marks.append(pytest.mark.skip(reason=adapter.unfinished))
-            elif reason := adapter.lacks.get(scenario):
+            if reason := adapter.lacks.get(scenario):
                 marks.append(pytest.mark.xfail(reason=reason, strict=True))
             cases.append(pytest.param(adapter, id=adapter.name, marks=marks))
         metafunc.parametrize("ground", cases, indirect=True)
@@ -75,8 +73,6 @@ def ground(request: pytest.FixtureRequest, fleet: Fleet, monkeypatch: pytest.Mon
     servers = {kind: fleet.of(kind) for kind in adapter.servers}
     if request.node.get_closest_marker("mortal") and not all(server.mortal for server in servers.values()):
         pytest.skip("a server that was given by a URL is neither killed nor filled")
-    if request.node.get_closest_marker("mortal") and adapter.frail:
-        pytest.skip(adapter.frail)
     if not request.node.get_closest_marker("unhurried"):
         shorten(adapter, monkeypatch.setattr)
     return Ground(adapter, servers)

@@ -37,16 +37,13 @@ from app.records import Counts, Facts, Limit, Needs, Outcome, Verdict
 from app.rules import HOUR
 from tests.brokers.adapters import Adapter
 from tests.brokers.wire import Wire
-from tests.running import Kind, Server, version_at
+from tests.running import WRITTEN_DOWN_SECONDS, Kind, Server, version_at
 
 T = TypeVar("T")
 SECONDS = 15.0  # until something that has to come is given up
 CLOSE_SECONDS = 15.0
 LOOK_SECONDS = 0.02
 LEFT_MS = 25_000
-# RabbitMQ 3.10 loses a quorum queue, with all that is in it, when it is killed in the second after its declaration: Ra
-# keeps the names of its servers in a table that is saved now and then.
-WRITTEN_DOWN_SECONDS = {Kind.REDIS: 0.0, Kind.VALKEY: 0.0, Kind.RABBITMQ: 2.0}
 DATABASES = (5, 6)  # of a Redis: conftest's others are 1 and 2
 Answer = Admitted | Full | Expired | Known
 ECHO = "echo-"
@@ -321,7 +318,8 @@ class Ground:
     @asynccontextmanager
     async def killed(self, kind: Kind) -> AsyncIterator[None]:
         """The server is dead meanwhile, by SIGKILL; not before it has written down what queues it has."""
-        await asyncio.sleep(max(0.0, self._began + WRITTEN_DOWN_SECONDS[kind] - time.monotonic()))
+        if kind is Kind.RABBITMQ:
+            await asyncio.sleep(max(0.0, self._began + WRITTEN_DOWN_SECONDS - time.monotonic()))
         await self.servers[kind].kill()
         try:
             yield

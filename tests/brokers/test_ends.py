@@ -77,6 +77,22 @@ async def test_what_is_released_is_soon_anothers(ground: Ground) -> None:
     assert await other.take() == await worker.take() == []
 
 
+async def test_what_is_released_is_soon_anothers_however_much_waits(ground: Ground) -> None:
+    gateway, worker = await ground.pair()
+    await gateway.send(*named(60))
+    delivery = await worker.receive_one()
+    await worker.broker.release(delivery)
+    other = await ground.worker()
+    found: list[str] = []
+
+    async def comes() -> bool:
+        found.extend(rids([*await other.take(1), *await other.reap(1)]))
+        return rid_of(delivery) in found
+
+    await until(comes, "what was released", 3)
+    assert len(found) < 30
+
+
 async def test_what_was_released_does_not_count_as_handed_out(ground: Ground) -> None:
     gateway, worker = await ground.pair()
     await gateway.send("rid")

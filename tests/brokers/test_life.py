@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import pytest
+
 from app.messages import Lane
-from app.ports import LaneDepth, Sealed
+from app.ports import Admitted, LaneDepth, Sealed, Unavailable
 from tests.brokers.adapters import NODE_LIVES_SECONDS
-from tests.brokers.ground import Ground, named, rids, rids_of, until, vitals
+from tests.brokers.ground import Ground, insist, named, rids, rids_of, until, vitals
 from tests.brokers.test_settle import comes_online, notice
 
 
@@ -86,6 +88,27 @@ async def test_a_node_that_was_not_heard_of_is_told_so_once(ground: Ground) -> N
     await asyncio.sleep(NODE_LIVES_SECONDS * 1.3)  # what is tested is that time passes without a sign of life
     assert (await gateway.broker.heartbeat())[1]
     assert not (await gateway.broker.heartbeat())[1]
+
+
+async def test_that_a_node_was_not_heard_of_is_told_by_the_first_beat_that_succeeds(ground: Ground) -> None:
+    gateway = await ground.gateway()
+    broker = gateway.wires[ground.adapter.servers[0]]
+    broker.shut()
+    await asyncio.sleep(NODE_LIVES_SECONDS * 1.3)
+    with pytest.raises(Unavailable):
+        await gateway.broker.heartbeat()
+    await broker.open()
+    assert (await insist(gateway.broker.heartbeat))[1]
+    assert not (await gateway.broker.heartbeat())[1]
+
+
+async def test_a_node_whose_beat_succeeds_can_admit(ground: Ground) -> None:
+    gateway = await ground.gateway_unheard(away=True)
+    with pytest.raises(Unavailable):
+        await gateway.broker.heartbeat()
+    await gateway.wires.open()
+    await insist(gateway.broker.heartbeat)
+    assert isinstance(await gateway.ask("rid"), Admitted)
 
 
 async def test_a_node_that_was_not_heard_of_is_not_told_what_concerns_its_connections(ground: Ground) -> None:

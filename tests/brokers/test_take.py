@@ -97,6 +97,20 @@ async def test_a_worker_that_takes_no_more_keeps_nothing_from_the_others(ground:
     held = await busy.receive_one()  # and asks for nothing more
     found = await idle.receive(9, seconds=5)
     assert sorted([rid_of(held), *rids(found)]) == sorted(named(10))
+    assert {delivery.deliveries for delivery in found} == {1}
+
+
+async def test_a_worker_that_leaves_keeps_nothing_from_the_others_while_it_ends_what_it_has(ground: Ground) -> None:
+    gateway = await ground.gateway()
+    leaving, other = await ground.worker(), await ground.worker()
+    await leaving.take(4)
+    await gateway.send(*named(10))
+    held = await leaving.receive_one()
+    await leaving.broker.leave()
+    found = await other.receive(9, seconds=5)
+    assert {delivery.deliveries for delivery in found} == {1}
+    assert await leaving.settle(held) == "settled"
+    assert sorted([rid_of(held), *rids(found)]) == sorted(named(10))
 
 
 async def test_a_worker_can_ask_for_more_than_before_and_loses_nothing_it_holds(ground: Ground) -> None:

@@ -125,16 +125,20 @@ class _End(asyncio.Protocol):
     peer: _End
     transport: asyncio.Transport | None = None
     over = True  # not made yet, or lost
+    early = b""  # to be sent: it came before this was made
     loses: Callable[[], bool] = staticmethod(lambda: False)
     on_made: Callable[[], object] = staticmethod(lambda: None)
     on_lost: Callable[[], object] = staticmethod(lambda: None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport, self.over = cast(asyncio.Transport, transport), False  # uvloop's is none by its class
+        self.transport.write(self.early)
         self.on_made()
 
     def data_received(self, data: bytes) -> None:
-        if self.peer.transport is not None and not self.loses():
+        if self.peer.transport is None:
+            self.peer.early += data
+        elif not self.loses():
             self.peer.transport.write(data)
 
     def connection_lost(self, error: Exception | None) -> None:

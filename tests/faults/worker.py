@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
 
 from adapters import names
-from app.messages import Lane
+from app.client import Answer
+from app.messages import MAX_IN_FLIGHT, Lane
 from app.settings import FAILPOINTS
-from tests.deployment import Process
+from tests.deployment import Process, in_lane
 from tests.faults import Figures, Run, Scenario
 from tests.faults.audit import Allowed
 from tests.faults.load import NOBODY, Load, Shape, until
@@ -18,6 +25,11 @@ from tests.faults.visitors import Visitor
 RECLAIM_SECONDS = 5.0  # without a sign of life for this long a worker has lost what it holds
 STRANDED_SECONDS = 7.0  # the promise: from the kill until all it held is answered
 SLOW = {"FIN_ARGON2": "m=65536,t=3,p=1", "FIN_HASH_THREADS": "1"}  # a hash takes long enough to be caught in it
+STORM = {"FIN_ARGON2": "m=12288,t=1,p=1", "FIN_HASH_THREADS": "1"}  # one worker needs some ten seconds for it
+WAITING, WARM = 1000, 100
+JOINED_SECONDS = 1.0  # the promise: from a new worker's first word until it has ended a request
+FASTER = 1.2  # of two on a machine whose cores are shared with all the others, at least
+GONE_SECONDS = 3.0  # for a worker that stops: it hands back what it has not begun after one
 BURIED = Allowed(errors=frozenset({"internal"}))  # what was in the hand of two who died is given up, and said so
 
 
@@ -124,7 +136,7 @@ async def _stopped_and_late(play: Stage, hand: Visitor, address: str, n: int) ->
     finally:
         took = time.monotonic() - stopped
         worker.go_on()
-    await _busy_again(play, hand, worker)
+    await busy_again(play, hand, worker)
     return took
 
 
@@ -144,7 +156,7 @@ async def _stopped_and_first(play: Stage, hand: Visitor, address: str, n: int) -
     finally:
         first.go_on()
         second.go_on()
-    await _busy_again(play, hand, second)
+    await busy_again(play, hand, second)
 
 
 async def _copied(play: Stage, hand: Visitor, address: str, n: int) -> None:
@@ -164,7 +176,7 @@ async def _copied(play: Stage, hand: Visitor, address: str, n: int) -> None:
     await asked
 
 
-async def _busy_again(play: Stage, hand: Visitor, worker: Process) -> None:
+async def busy_again(play: Stage, hand: Visitor, worker: Process) -> None:
     """What it held when it was stopped is behind it: it has served a request that came later, alone."""
     others = [other for other in play.of("worker") if other is not worker]
     for other in others:
@@ -174,6 +186,88 @@ async def _busy_again(play: Stage, hand: Visitor, worker: Process) -> None:
     finally:
         for other in others:
             other.go_on()
+
+
+async def worker_joins(run: Run) -> Figures:
+    """A worker that is started while a thousand logins wait helps at once; one that stops hands back what it has."""
+    async with stage(run, gateways=1, workers=1, settings=STORM) as play:
+        return await joins(play)
+
+
+async def joins(play: Stage) -> Figures:
+    """With whatever broker; all is measured by Redis's clock."""
+    async with AsyncExitStack() as stack:
+        count = WAITING + WAITING // 4  # some are done before the last one asks
+        clients = [
+            await stack.enter_async_context(play.deployment.client(checked=False))
+            for _ in range(count // MAX_IN_FLIGHT)
+        ]
+
+        def ask(most: int) -> list[Awaitable[Answer]]:
+            turns = [client for client in clients for _ in range(MAX_IN_FLIGHT)][:most]
+            return [
+                client.ask("login", email=f"{n}@load.test", password="wrong", timeout_ms=30_000)
+                for n, client in enumerate(turns)
+            ]
+
+        first_answers = await asyncio.gather(*ask(WARM))
+        enough = (WAITING + WARM) / 30  # a second: else the last ones are refused, since they would wait for too long
+        assert await until(lambda: float(play.redis.hget(names.CAPACITY, "hash:rate") or 0) > enough, 10), "too slow"
+        asked = asyncio.gather(*ask(count))
+        assert await until(lambda: in_lane(play.redis, Lane.HASH) >= WAITING, 20), "they do not come to wait"
+        started, newcomer = _now(play), play.deployment.add("worker")
+        assert await until(lambda: len(_ended(play, newcomer)) >= 150, 20), "the new worker does not work"
+        joined = _since(play, newcomer)
+        told = _now(play)
+        newcomer.terminate()
+        assert await asyncio.to_thread(newcomer.popen.wait, 20) == 0
+        gone = _now(play)
+        answers = [*first_answers, *await asked]
+    codes = Counter(answer.code for answer in answers)
+    assert set(codes) <= {"invalid_credentials", "deadline_exceeded"}, codes  # the latter where the machine is too slow
+    events = _ended(play)
+    assert len(events) == len({rid for _, rid in events}) >= codes["invalid_credentials"], "not each of them once"
+    assert not play.redis.exists(names.DEAD), "what was handed back was taken for what kills its worker"
+    first = _ended(play, newcomer)[0][0]
+    slow, fast = (
+        sum(1 for at, _ in events if begin <= at < end) * 1000 / (end - begin)
+        for begin, end in ((started, joined), (first, told))
+    )
+    assert first - joined <= JOINED_SECONDS * 1000, f"it took work {first - joined} ms after it had joined"
+    assert fast >= FASTER * slow, f"{slow:.0f} a second without it, {fast:.0f} with it"
+    assert gone - told <= GONE_SECONDS * 1000, f"it took {gone - told} ms to stop"
+    return {
+        "requests": len(answers),
+        "too late": codes["deadline_exceeded"],
+        "first ended ms after it joined": first - joined,
+        "after its start": first - started,
+        "a second without it": round(slow),
+        "with it": round(fast),
+        "stopped within ms": gone - told,
+    }
+
+
+def _now(play: Stage) -> int:
+    seconds, micros = play.redis.time()
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+def _since(play: Stage, worker: Process) -> int:
+    """Its first word, in ms."""
+    for name, said in play.redis.hgetall(names.WORKERS).items():
+        if int(name.split(b":")[1]) == worker.popen.pid:
+            about: dict[str, Any] = msgspec.msgpack.decode(said)
+            return int(about["since"])
+    raise AssertionError("it is not among the workers")
+
+
+def _ended(play: Stage, worker: Process | None = None) -> list[tuple[int, str]]:
+    """When each request was ended, in ms, and its id: by this worker, whose name has its process id, or by anybody."""
+    return [
+        (int(id.split(b"-")[0]), fields[b"request"].decode())
+        for id, fields in play.redis.xrange(names.EVENTS)
+        if worker is None or int(fields[b"worker"].split(b":")[1]) == worker.popen.pid
+    ]
 
 
 async def caught(play: Stage) -> tuple[Process, list[str]]:
@@ -198,4 +292,5 @@ SCENARIOS: dict[str, Scenario] = {
     "worker_killed": worker_killed,
     "stranded": stranded,
     "worker_stopped": worker_stopped,
+    "worker_joins": worker_joins,
 }

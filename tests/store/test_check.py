@@ -213,3 +213,32 @@ async def test_limits_of_other_subjects_and_names_are_other_limits(redis_url: st
         await parts.check(Needs(limits=(full,)), rid="first")
         others = (replace(full, subject="other"), replace(full, name="other"))
         assert (await parts.check(Needs(limits=others), rid="second")).refused == {}
+
+
+async def test_another_session_is_read_beside_ones_own_and_brings_nothing_with_it(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        stranger = account(id="0wrk1-stranger", email="other@example.com")
+        theirs = replace(made.session, id="0wrk1-theirs", user_id=stranger.id)
+        await parts.made(CreateAccount(stranger, None, device(ref="theirs")))
+        await parts.made(StartSession(theirs, stranger, None))
+        needs = Needs(session_id=made.session.id, other_session_id=theirs.id, devices=True)
+        facts = await parts.check(needs)
+        assert (facts.session, facts.other_session, facts.account) == (made.session, theirs, made.account)
+        assert facts.devices == (made.device,)
+        facts = await parts.check(Needs(other_session_id=theirs.id, devices=True), rid="alone")
+        assert (facts.session, facts.other_session, facts.account, facts.devices) == (None, theirs, None, ())
+        facts = await parts.check(Needs(session_id=made.session.id, other_session_id="none"), rid="none")
+        assert (facts.session, facts.other_session) == (made.session, None)
+        facts = await parts.check(Needs(session_id=made.session.id, other_session_id=made.session.id), rid="own")
+        assert facts.other_session == made.session
+
+
+async def test_a_place_is_kept_as_long_as_it_was_to_be_whoever_reserves_another(redis_url: str) -> None:
+    """Who asks with a short deadline beside others with long ones must not end their reservations."""
+    async with bench(redis_url) as parts:
+        key, now = names.held("tries", "subject"), await parts.now()
+        for rid, left in (("long", 30_000), ("short", 100)):
+            assert isinstance(await parts.store.check(rid, now + left, Needs(limits=(TRIES,))), Facts)
+            assert await parts.redis.pexpiretime(key) == now + 30_000 + RECLAIM_MS
+        assert int(await parts.redis.zscore(key, "short")) == now + 100 + RECLAIM_MS

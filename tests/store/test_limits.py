@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from adapters import names
 from app.records import Limit, Needs, Verdict
-from tests.store.bench import ACCOUNT, TRIES, USES, Bench, bench, counted, held, numbers
+from tests.store.bench import ACCOUNT, TRIES, USES, Bench, bench, counted, held, numbers, outcome, settlement
 
 
 @pytest.mark.parametrize("limit", [ACCOUNT, TRIES, USES], ids=lambda limit: limit.name)
@@ -123,3 +125,18 @@ async def test_a_window_that_is_used_up_is_closed_without_a_penalty_until_it_end
         assert list((await parts.check(Needs(limits=(TRIES,)))).refused) == ["tries"]
         await parts.redis.delete(names.limit("tries", "subject"))  # as its end does
         assert (await parts.check(Needs(limits=(TRIES,)))).refused == {}
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+async def test_a_place_that_does_not_count_comes_back_whatever_the_verdict(redis_url: str, verdict: Verdict) -> None:
+    """A login holds a place of its device and of all others; only one of the two is meant."""
+    other = replace(ACCOUNT, name="device")
+    async with bench(redis_url) as parts:
+        for limit in (ACCOUNT, other):
+            await fail(parts, limit)
+        await parts.check(Needs(limits=(ACCOUNT, other)), rid="login")
+        plan = settlement("login", outcome(verdict=verdict, uncounted=("device",)), limits=(ACCOUNT, other))
+        assert await parts.keep("login", await parts.soon(), plan) == "settled"
+        expected = {Verdict.FAILED: 2, Verdict.PASSED: 0, Verdict.UNJUDGED: 1}[verdict]
+        assert (await counted(parts, ACCOUNT), await counted(parts, other)) == (expected, 1)
+        assert (await held(parts, ACCOUNT), await held(parts, other)) == (0, 0)

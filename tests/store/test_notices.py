@@ -8,7 +8,7 @@ import pytest
 
 from adapters import names
 from app import entries
-from app.messages import Code, EmailConfirmed, refusal
+from app.messages import Code, EmailConfirmed, LoginAttempt, LoginDecided, refusal
 from app.ports import Signed
 from app.records import Identity, Notice, Outcome, Verdict
 from app.rules import DAY
@@ -140,3 +140,74 @@ async def test_a_refusal_is_recorded_with_its_code(redis_url: str) -> None:
         await parts.keep("rid", await parts.soon(), settlement("rid", done))
         [(_, event)] = await parts.redis.xrange(names.EVENTS)
         assert (event[b"event"], event[b"code"]) == (b"login_failure", b"invalid_credentials")
+
+
+# --- for one connection alone, and for trusted devices ----------------------------------------------------------------
+
+
+async def test_what_is_for_one_connection_goes_to_its_node_wherever_its_account_is_online(redis_url: str) -> None:
+    """It waits to be let in: it is authenticated as nobody yet, so no presence leads to it."""
+    async with bench(redis_url, node="node-a") as parts:
+        await parts.living("node-a", "node-b")
+        await parts.redis.hset(names.ONLINE + account().id, "node-b one", "s")
+        told = Notice(account().id, "", LoginDecided(approved=True), only=("node-a", "waits"))
+        signed = (await notify(parts, told))[told]
+        assert await anext(parts.gateway.replies()) == signed
+        opened = entries.open_signed(EDGE, signed)
+        assert isinstance(opened, entries.OpenedNotice)
+        assert (opened.only, opened.event, opened.close) == (("node-a", "waits"), "login_decided", False)
+        assert await parts.length(names.REPLIES + "node-b") == 0
+
+
+async def test_what_is_for_one_connection_of_a_node_that_has_gone_lies_there_for_a_minute(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await notify(parts, Notice(account().id, "", LoginDecided(approved=True), only=("node-gone", "waits")))
+        assert 55_000 < await parts.redis.pttl(names.REPLIES + "node-gone") <= 60_000
+
+
+async def test_what_is_for_trusted_devices_goes_where_the_account_is_online_and_says_for_which(redis_url: str) -> None:
+    async with bench(redis_url, node="node-a") as parts:
+        await parts.living("node-a", "node-b")
+        await parts.redis.hset(names.ONLINE + account().id, mapping={"node-a one": "s", "node-a two": "t"})
+        asked = LoginAttempt(login_id="0wrk1-login", device_name="Zoë’s", ip="192.0.2.7")
+        told = Notice(account().id, "", asked, devices=("ref-1", "ref-2"))
+        signed = (await notify(parts, told))[told]
+        assert await anext(parts.gateway.replies()) == signed
+        opened = entries.open_signed(EDGE, signed)
+        assert isinstance(opened, entries.OpenedNotice)
+        assert opened.devices == ("ref-1", "ref-2")
+        assert (await parts.length(names.REPLIES + "node-a"), await parts.length(names.REPLIES + "node-b")) == (1, 0)
+
+
+async def test_a_decision_and_other_notices_of_one_request_all_arrive_and_only_with_it(redis_url: str) -> None:
+    async with bench(redis_url, node="node-a") as parts:
+        await parts.living("node-a")
+        await parts.redis.hset(names.ONLINE + account().id, "node-a two", "s")
+        only = Notice(account().id, "", LoginDecided(approved=False), only=("node-a", "waits"))
+        told = {each: entries.sign_notice(EDGE, each) for each in (only, notice("revoked"))}
+        late = settlement("late", outcome(), notices=tuple(told.items()))
+        assert await parts.keep("late", await parts.now() - 1, late) == "expired"
+        assert await parts.length(names.REPLIES + "node-a") == 0
+        plan = settlement("rid", outcome(), notices=tuple(told.items()))
+        assert await parts.keep("rid", await parts.soon(), plan) == "settled"
+        replies = parts.gateway.replies()
+        assert [await anext(replies), await anext(replies)] == list(told.values())
+
+
+async def test_where_an_account_is_online_is_looked_up_once_for_all_that_is_said_of_it(redis_url: str) -> None:
+    """A hundred sessions that end, of an account with a thousand connections: the store does nothing else meanwhile."""
+    async with bench(redis_url) as parts:
+        await parts.living("node-a", "node-b")
+        online = {f"node-{'ab'[n % 2]} {n}": "s" for n in range(1000)} | {f"node-dead {n}": "s" for n in range(9)}
+        await parts.redis.hset(names.ONLINE + account().id, mapping=online)
+        await parts.redis.config_resetstat()
+        told = tuple(replace(notice(f"reason {n}"), spare=("node-a", "0")) for n in range(100))
+        await notify(parts, *told)
+        calls = await parts.redis.info("commandstats")
+        assert calls["cmdstat_hkeys"]["calls"] == 1
+        assert calls["cmdstat_exists"]["calls"] == 3
+        assert (await parts.length(names.REPLIES + "node-a"), await parts.length(names.REPLIES + "node-b")) == (
+            100,
+            100,
+        )
+        assert await parts.redis.hlen(names.ONLINE + account().id) == 1000

@@ -12,9 +12,11 @@ from app import entries
 from app.records import (
     ConfirmSession,
     CreateAccount,
+    EndOthers,
     EndSession,
     Identity,
     Needs,
+    NewestReset,
     PutChallenge,
     RenewCode,
     RotateSession,
@@ -158,6 +160,24 @@ async def test_an_ended_session_is_known_as_ended_until_time_would_have_ended_it
         assert await parts.redis.pexpiretime(names.SESSIONS + made.session.id) == made.session.created + 7 * DAY
 
 
+@pytest.mark.parametrize("stays", ["", session().id])
+async def test_all_sessions_but_one_end_those_too_that_nobody_has_read(redis_url: str, stays: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        unread = replace(made.session, id="0wrk1-unread")
+        await parts.made(StartSession(unread, made.account, None))
+        listed = names.USERS + made.account.id + names.SESSIONS_OF
+        await parts.redis.zadd(listed, {"0wrk1-lost": made.session.created + DAY})  # of which nothing else is left
+        await parts.made(EndOthers(made.account.id, stays, "password_reset"))
+        for each in (made.session, unread):
+            ended = "" if each.id == stays else "password_reset"
+            facts = await parts.check(Needs(session_id=each.id, sessions=True))
+            assert facts.session == replace(each, ended=ended)
+            assert facts.sessions == ((made.session,) if stays else ())
+        assert await parts.redis.zcard(listed) == (1 if stays else 0)
+        assert not await parts.redis.exists(names.SESSIONS + "0wrk1-lost")
+
+
 async def test_a_session_that_is_ended_twice_is_ended(redis_url: str) -> None:
     async with bench(redis_url) as parts:
         made = await kept(parts)
@@ -292,9 +312,59 @@ async def test_an_untouched_session_and_account_are_no_conflict(redis_url: str) 
         assert await resend(parts, waits) == "settled"
         for write in (
             StartSession(replace(made.session, id="0wrk1-new"), made.account, None),
-            RotateSession(made.session, made.session.created),
             ConfirmSession(made.session, made.session.created),
+            RotateSession(made.session, made.session.created),
             EndSession(made.session, "logout"),
             CreateAccount(account(id=waits.user_id, email="new@example.com"), waits, device()),
         ):
             assert await parts.settle(write) == "settled"
+
+
+async def test_what_was_seen_later_meanwhile_stays_so(redis_url: str) -> None:
+    """An outcome that is given again only asks whether its session lives."""
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        later = made.session.seen + 5 * DAY
+        await parts.made(ConfirmSession(made.session, later))
+        await parts.made(ConfirmSession(made.session, made.session.seen))
+        key, list_ = names.SESSIONS + made.session.id, names.USERS + made.account.id + names.SESSIONS_OF
+        ends = later + 7 * DAY
+        assert (await parts.redis.pexpiretime(key), await parts.redis.zscore(list_, made.session.id)) == (ends, ends)
+        assert (await parts.check(Needs(session_id=made.session.id))).session == replace(made.session, seen=later)
+
+
+async def test_who_is_told_the_current_token_is_not_told_one_that_has_been_rotated(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        await parts.made(RotateSession(made.session, made.session.seen + 1))
+        assert await parts.settle(ConfirmSession(made.session, made.session.seen + 2)) == "conflict"
+
+
+async def test_the_list_of_an_accounts_sessions_ends_when_none_of_them_can_live(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        list_ = names.USERS + made.account.id + names.SESSIONS_OF
+        assert await parts.redis.pexpiretime(list_) == made.session.created + 7 * DAY
+        later = made.session.seen + 3 * DAY
+        await parts.made(ConfirmSession(made.session, later))
+        assert await parts.redis.pexpiretime(list_) == later + 7 * DAY
+
+
+async def test_the_newest_reset_counts_whatever_counted_when_it_was_decided(redis_url: str) -> None:
+    async with bench(redis_url) as parts:
+        await parts.made(CreateAccount(account(reset="0wrk1-before"), None, device()))
+        for id in ("0wrk1-one", "0wrk1-other"):  # both decided on the same facts
+            await parts.made(NewestReset(account().id, id))
+        facts = await parts.check(Needs(email=EMAIL))
+        assert facts.account == account(reset="0wrk1-other")
+
+
+async def test_since_when_a_password_is_the_one_it_is_and_when_a_login_began_are_read_as_written(
+    redis_url: str,
+) -> None:
+    async with bench(redis_url) as parts:
+        has, began = account(floor=4), challenge(kind="device", version=3, expires=await parts.now() + DAY)
+        await parts.made(CreateAccount(has, None, device()))
+        await parts.made(PutChallenge(began))
+        facts = await parts.check(Needs(challenge_id=began.id))
+        assert (facts.account, facts.challenge) == (has, began)

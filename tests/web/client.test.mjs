@@ -464,7 +464,7 @@ test("a login that waits for a code moves to the next connection before its code
   const asked = client.ask("login", { email: "a@b.c" });
   world.socket.greet();
   const [login] = world.socket.sent;
-  world.socket.answer("new_device_detected", { challenge: "c1" });
+  world.socket.answer("new_device_detected", { challenge: "c1", expiresIn: 600 });
   await asked;
   world.socket.end(1006);
   await world.pass(1000);
@@ -482,3 +482,23 @@ test("a login that waits for a code moves to the next connection before its code
   assert.equal((await proof).event, "login_success");
   assert.deepEqual(moved, [2]);
 });
+
+for (const [why, then] of [
+  ["that was given up", async (world, client) => client.abandon()],
+  ["whose code is too old", async (world) => world.pass(600_000)],
+]) {
+  test(`a login ${why} is not sent again`, async () => {
+    const world = new World();
+    const client = world.client();
+    const asked = client.ask("login", { email: "a@b.c" });
+    world.socket.greet();
+    world.socket.answer("new_device_detected", { challenge: "c1", expiresIn: 600 });
+    await asked;
+    await then(world, client);
+    world.socket.end(1006);
+    await world.pass(1000);
+    world.socket.greet();
+    await settle();
+    assert.deepEqual(world.socket.sent, []);
+  });
+}
