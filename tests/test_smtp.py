@@ -324,8 +324,8 @@ def code_in(message: EmailMessage) -> str:
 
 
 def deployed(folder: Path, redis_url: str, office: PostOffice, **more: Any) -> AbstractContextManager[Deployment]:
-    settings = {"FIN_MAIL_URL": f"smtp://127.0.0.1:{office.port}", "FIN_MAIL_FROM": "Fin <fin@login.test>"}
-    return Deployment.start(folder, redis_url, settings=settings, **more)
+    where = {"FIN_MAIL_URL": f"smtp://127.0.0.1:{office.port}", "FIN_MAIL_FROM": "Fin <fin@login.test>"}
+    return Deployment.start(folder, redis_url, settings=where | more.pop("settings", {}), **more)
 
 
 @pytest.mark.parametrize("trouble", ["dead", "rcpt stall", STALL, DROP, "451 come again"])
@@ -438,6 +438,39 @@ async def test_a_mailer_that_is_told_to_stop_while_a_server_stalls_is_gone_in_ti
                 running.add("mailer")
                 await office.until(lambda: all(office.to(address) for address in addresses))
         assert set(office.count().values()) == {1}
+
+
+async def test_who_proved_a_password_is_told_how_its_mail_goes_and_who_only_named_an_address_is_told_nothing(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async def status(client: Any) -> tuple[str, str]:
+        frame = await asyncio.wait_for(client.pushes.get(), 20)
+        assert frame["event"] == "mail_status"
+        return frame["data"]["kind"], frame["data"]["status"]
+
+    async with PostOffice.open() as office:
+        with deployed(tmp_path, redis_url, office, settings={"FIN_DEVICE_VERIFICATION": "on"}) as running:
+            async with running.client() as stranger, running.client() as client:
+                address = new_address()
+                challenge = await register(running, stranger, address)
+                await office.until(lambda: len(office.taken) == 1)
+                await stranger.ask("confirm_email", challenge=challenge, code=code_in(office.taken[0]))
+                await register(running, stranger, address)  # it is taken now, and only the mail says so
+                await stranger.ask("request_password_reset", email=address)
+                await office.until(lambda: len(office.taken) == 3)
+
+                office.rules["@"] = "451 come again"
+                detected = await client.ask("login", email=address, password=PASSWORD)
+                assert detected.event == "new_device_detected"
+                assert await status(client) == ("new_device", "retrying")
+                office.rules.clear()
+                assert await status(client) == ("new_device", "sent")
+                code = code_in(office.taken[-1])
+                office.rules["@"] = "554 not wanted"
+                verified = await client.ask("verify_device", challenge=detected.data["challenge"], code=code)
+                assert verified.event == "login_success"
+                assert await status(client) == ("login_notice", "failed")
+                assert stranger.pushes.empty()
 
 
 async def until(true: Callable[[], bool], seconds: float = 30) -> None:

@@ -10,10 +10,10 @@
 -- Returns {now, ms that is ahead of the server's own clock, 1 if this one counted as dead itself,
 --   {silent mailer...}, {entry id...}}
 local now, ahead = tick()
-local stream, group, me, lives, most = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local stream, group, me, most = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[4])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now - ARGV[3]))
 local function silent(name)
-  local heard = redis.call('ZSCORE', KEYS[2], name)
-  return not heard or now - heard > lives
+  return not redis.call('ZSCORE', KEYS[2], name)
 end
 
 local lapsed = silent(me) and 1 or 0
@@ -33,7 +33,6 @@ for _, flat in ipairs(consumers.err and {} or consumers) do -- err: there is no 
   if name ~= me and silent(name) then
     if about.pending == 0 then
       redis.call('XGROUP', 'DELCONSUMER', stream, group, name)
-      redis.call('ZREM', KEYS[2], name)
     else
       names[#names + 1] = name
       local left = gone[name] and most - #taken or 0
