@@ -147,7 +147,8 @@ class Browser:
         await self._chromium.close()
         await self._playwright.stop()
         if error is None:
-            assert [fault for person in self.people for fault in person.faults] == []
+            faults = [fault for person in self.people for fault in person.faults]
+            assert not faults, faults
 
     async def person(
         self,

@@ -200,9 +200,9 @@ async def test_a_person_gets_in_from_one_device_after_another_and_out_again(
 
 @pytest.fixture
 def alone(redis_url: str, tmp_path: Path) -> Iterator[Deployment]:
-    """One of each, slow at hashing, so that there is a queue."""
-    slow = {"FIN_ARGON2": "m=19456,t=6,p=1", "FIN_HASH_THREADS": "1"}
-    with Deployment.start(tmp_path, redis_url, settings=slow) as running:
+    """One of each, slow at hashing, so that there is a queue; and it bears one failure."""
+    settings = {"FIN_ARGON2": "m=19456,t=6,p=1", "FIN_HASH_THREADS": "1", "FIN_FAILURES_PER_ACCOUNT": "1"}
+    with Deployment.start(tmp_path, redis_url, settings=settings) as running:
         yield running
 
 
@@ -435,15 +435,13 @@ async def test_what_is_typed_wrong_is_said_beside_the_field(
     await person.sees("bad_email")
 
 
-async def test_too_many_attempts_say_when_to_come_again(browser: Browser, redis_url: str, tmp_path: Path) -> None:
-    settings = {"FIN_FAILURES_PER_ACCOUNT": "1"}
-    with Deployment.start(tmp_path, redis_url, settings=settings) as deployment:
-        person = await browser.person(deployment.url(0, "http", ""))
-        address = new_address()
-        await person.signs_in(address, "wrong")
-        await person.sees("code_invalid_credentials")
-        await person.signs_in(address, "wrong")
-        await person.sees("code_too_many_attempts_for")
+async def test_too_many_attempts_say_when_to_come_again(browser: Browser, alone: Deployment) -> None:
+    person = await browser.person(alone.url(0, "http", ""))
+    address = new_address()
+    await person.signs_in(address, "wrong")
+    await person.sees("code_invalid_credentials")
+    await person.signs_in(address, "wrong")
+    await person.sees("code_too_many_attempts_for")
 
 
 async def test_a_link_that_is_not_complete_or_was_used_leads_to_a_new_one(
