@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from app.documents import ABOUT, COOKIE, COOKIE_HTTPS, ERRORS, EXAMPLES, asyncap
 from app.gateway import rest
 from app.handlers import HANDLERS
 from app.messages import EVENTS, KINDS, STATUSES, Code, Refusal
-from tests.deployment import Deployment, check_frame, http, new_address
+from tests.accounts import NEW_PASSWORD, Authenticator, detected, pushed, reset_code, sign_in
+from tests.deployment import PASSWORD, Account, Deployment, check_frame, http, new_address
 
 URLS = "http://login.test:8000", "https://login.test"
 PARSER = "@asyncapi/parser@3.6.3"
@@ -36,8 +37,7 @@ new Parser().parse(require("fs").readFileSync(0, "utf8")).then(({document, diagn
 """
 OPENAPI, ASYNCAPI = openapi(URLS[0]), asyncapi(URLS[0])
 BOTH = pytest.mark.parametrize("document", [OPENAPI, ASYNCAPI], ids=["openapi", "asyncapi"])
-# Each request where those before it have made it possible.
-ORDER = "register resend_confirmation confirm_email login refresh authenticate sessions account logout".split()
+PHONE = {"deviceName": "phone"}
 
 
 def inside(value: object) -> Iterator[dict[str, Any]]:
@@ -223,25 +223,88 @@ def test_every_example_is_what_the_code_reads_or_writes(name: str) -> None:
 # --- true: end to end -----------------------------------------------------------------------------------------------
 
 
-async def test_real_frames_have_the_field_names_of_the_examples(deployment: Deployment) -> None:
-    async with deployment.client() as client, deployment.client(1) as other:
-        real = {"email": new_address()}
+class Walk:
+    """Every request once with success, over whatever `ask` asks, and every other step of a login."""
+
+    def __init__(self, deployment: Deployment, ask: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
+        self._deployment, self._ask, self._asked = deployment, ask, set[str]()
+        self.real: dict[str, Any] = {"email": new_address()}
+
+    async def __call__(self) -> None:
+        real, deployment = self.real, self._deployment
+        await self._does("register")
+        await self._does("resend_confirmation")
+        real["code"] = await deployment.mailed_code(real["email"], 2)
+        await self._does("confirm_email")
+        await self._does("login")
+        for event in ("refresh", "authenticate", "sessions", "account"):
+            await self._does(event)
+        await self._approves()
+        await self._does("enroll_2fa")
+        app = Authenticator(real["secret"])
+        await self._does("confirm_2fa", code=await app.code())
+        trusted = real.pop("deviceToken")
+        await self._does("login", "new_device_detected", deviceToken="unknown")
+        code = (await deployment.mailed_codes(real["email"], 4))[3]
+        await self._does("verify_device", "2fa_required", code=code)
+        await self._does("verify_2fa", code=await app.code())
+        real["deviceToken"] = trusted
+        await self._does("new_recovery_codes", code=await app.code())
+        await self._does("disable_2fa", recoveryCode=real["recoveryCodes"][0])
+        async with deployment.client() as other:
+            account = Account(real["email"], PASSWORD, trusted)
+            real["sessionId"] = (await sign_in(other, account)).data["sessionId"]
+            await self._does("revoke_session")
+        await self._does("revoke_other_sessions")
+        await self._does("change_password")
+        await self._does("change_password", currentPassword=NEW_PASSWORD, newPassword=PASSWORD)
+        await self._does("forget_device", deviceRef=real["devices"][0]["deviceRef"])
+        await self._does("logout")
+        await self._does("request_password_reset")
+        await self._does("reset_password", code=await reset_code(deployment, real["email"]))
+        assert self._asked == set(KINDS)
+
+    async def _does(self, event: str, answered: str = "", **more: Any) -> None:
+        self._asked.add(event)
+        data = filled(event, self.real) | more
+        if event == "disable_2fa":
+            del data["code"]
+        frame = await self._ask(event, data)
+        assert frame["event"] == (answered or KINDS[event].success.event), frame
+        for each in (frame, *frame.get("progress", ())):
+            self.real.update(each["data"])
+
+    async def _approves(self) -> None:
+        """Somebody else waits to be let in, and a connection of this session is asked."""
+        async with self._deployment.client() as owner, self._deployment.client(1) as phone:
+            await owner.ask("authenticate", accessToken=self.real["accessToken"])
+            waits = await detected(phone, Account(self.real["email"], PASSWORD, ""), **PHONE)
+            login_id = (await pushed(owner, "login_attempt"))["loginId"]
+            await self._does("approve_login", loginId=login_id, matchNumber=waits["matchNumber"])
+            done = await phone.ask("verify_device", challenge=waits["challenge"])
+            assert done.event == "login_success"
+
+
+async def test_real_frames_have_the_field_names_of_the_examples(guarded: Deployment) -> None:
+    async with guarded.client() as client:
         assert names(client.hello) == names(EXAMPLES["connected"]["data"])
-        assert set(ORDER) == set(KINDS)
-        for event in ORDER:
-            if event == "confirm_email":
-                real["code"] = await deployment.mailed_code(real["email"], 2)
-            answer = await client.ask(event, **filled(event, real))
-            success = KINDS[event].success.event
-            assert answer.event == success, answer.data
-            assert names(answer.data) == names(EXAMPLES[success]["data"])
-            real.update(answer.data)
-            if event == "account":
-                await other.ask("login", **filled("login", real))
-                await other.ask("logout")
-        for _ in range(2):
-            push = await asyncio.wait_for(client.pushes.get(), 5)
-            assert names(push["data"]) == names(EXAMPLES[push["event"]]["data"])
+
+        async def ask(event: str, data: dict[str, Any]) -> dict[str, Any]:
+            answer = await client.ask(event, **data)
+            frame = {"event": answer.event, "data": answer.data, "progress": answer.progress}
+            for each in (frame, *answer.progress):
+                if each["event"] != "queued":
+                    assert names(each["data"]) == names(EXAMPLES[each["event"]]["data"])
+            return frame
+
+        await Walk(guarded, ask)()
+        told = {
+            frame["event"]: frame["data"]
+            for frame in (client.pushes.get_nowait() for _ in range(client.pushes.qsize()))
+        }
+        assert set(told) >= {"session_started", "session_ended", "login_attempt", "mail_status"}
+        for event, data in told.items():
+            assert names(data) == names(EXAMPLES[event]["data"])
 
 
 async def test_real_refusals_are_the_examples(deployment: Deployment) -> None:
@@ -262,37 +325,42 @@ async def test_real_refusals_are_the_examples(deployment: Deployment) -> None:
     assert {code: answer.data for code, answer in refused.items()} == {code: refusal_example(code) for code in refused}
 
 
-async def test_every_request_over_rest_is_answered_as_openapi_json_says(deployment: Deployment) -> None:
-    document = openapi(deployment.environ["FIN_PUBLIC_URL"])
-    own = {"Origin": deployment.environ["FIN_PUBLIC_URL"]}
-    real = {"email": new_address()}
+async def test_every_request_over_rest_is_answered_as_openapi_json_says(guarded: Deployment) -> None:
+    document = openapi(guarded.environ["FIN_PUBLIC_URL"])
+    own = {"Origin": guarded.environ["FIN_PUBLIC_URL"]}
 
-    async def post(event: str, data: dict[str, Any], expected: int = 200, **more: Any) -> Any:
-        url = deployment.url(0, "http", f"/v1/{event}")
+    async def post(event: str, data: dict[str, Any], expected: int = 200, **more: Any) -> tuple[Any, dict[str, Any]]:
+        url = guarded.url(0, "http", f"/v1/{event}")
         status, headers, body = await asyncio.to_thread(http, "POST", url, orjson.dumps(data), **more)
         assert status == expected, body
         response = document["paths"][f"/v1/{event}"]["post"]["responses"][str(status)]
         response = look_up(document, response["$ref"]) if "$ref" in response else response
         [(content_type, content)] = response["content"].items()
         assert headers["Content-Type"] == content_type
-        hold(document, content["schema"], orjson.loads(body))
-        real.update(orjson.loads(body)["data"])
-        return headers
+        frame: dict[str, Any] = orjson.loads(body)
+        hold(document, content["schema"], frame)
+        return headers, frame
 
-    for event in ORDER:
-        if event == "confirm_email":
-            real["code"] = await deployment.mailed_code(real["email"], 2)
-        await post(event, filled(event, real), bearer=real.get("accessToken") if KINDS[event].needs_session else None)
+    async def ask(event: str, data: dict[str, Any]) -> dict[str, Any]:
+        bearer = walk.real.get("accessToken") if KINDS[event].needs_session else None
+        return (await post(event, data, bearer=bearer))[1]
+
+    walk = Walk(guarded, ask)
+    await walk()
+    real = walk.real
     await post("account", {}, 401, bearer=real["accessToken"])
     await post("refresh", filled("refresh", real), 401)
-    await post("login", filled("login", real))
-    await post("claim", filled("refresh", real), 403)
+    async with guarded.account() as (_, account):
+        token = {"deviceToken": account.device_token}
+        _, login = await post("login", {"email": account.email, "password": account.password, **token})
+    refresh = {"refreshToken": login["data"]["refreshToken"]}
+    await post("claim", refresh, 403)
     for event in ("refresh", "logout"):
-        headers = await post("claim", filled("refresh", real), headers=own)
+        headers, _ = await post("claim", refresh, headers=own)
         cookie = {"Cookie": headers["Set-Cookie"].partition(";")[0]}
         await post(event, {}, 403, headers=cookie)
         await post(event, {}, headers={**own, **cookie})
-        real["refreshToken"] = cookie["Cookie"].partition("=")[2]  # one behind after /v1/refresh: within the grace
+        refresh = {"refreshToken": cookie["Cookie"].partition("=")[2]}  # one behind after /v1/refresh: within the grace
 
 
 # What Schemathesis does not provoke: method, request, body, headers, status.
