@@ -27,6 +27,7 @@ from app.records import (
     EndOthers,
     EndSession,
     ForgetDevice,
+    KeepSession,
     NewestReset,
     PutChallenge,
     RenewCode,
@@ -97,6 +98,8 @@ class Translated:
                 self.endings.append((listed, names.SESSIONS, stays, reason))
             case UpgradePassword(user_id, old_record, new_record):
                 self.swaps.append((names.USERS + user_id, "password", old_record, new_record))
+            case KeepSession(session):
+                self._while_it_lives(session)
             case StartSession() | RotateSession() | ConfirmSession() | EndSession():
                 self._session(write)
 
@@ -135,8 +138,7 @@ class Translated:
         before, after = _texts(old), _texts(new)
         changed = [name for name, text in after.items() if text != before[name]]
         for name in changed:
-            if name != "reset" or not after[name]:
-                self._only_while(before[name], key, name)
+            self._only_while(before[name], key, name)
         if changed:
             self._only_while(old.email, key, "email")  # an account that has gone must not come back
             self._do("HSET", key, *flat({name: after[name] for name in changed}))

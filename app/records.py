@@ -285,6 +285,13 @@ class ConfirmSession:
 
 
 @dataclass(frozen=True)
+class KeepSession:
+    """Nothing happens to it, and all else only while it lives."""
+
+    session: Session
+
+
+@dataclass(frozen=True)
 class EndSession:
     session: Session
     reason: str
@@ -312,8 +319,6 @@ class UpgradePassword:
 class ChangeAccount:
     """The fields that differ, only while each of them is as it was read; and while the version is, where one of them
     counts for it: password, status and second factor. The version then goes up by one.
-
-    Of resets the newest counts, whatever was read: who asks for one learns nothing from others who do.
     """
 
     old: Account
@@ -385,6 +390,7 @@ Write = (
     | StartSession
     | RotateSession
     | ConfirmSession
+    | KeepSession
     | EndSession
     | EndOthers
     | UpgradePassword

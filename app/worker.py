@@ -23,7 +23,7 @@ from app.keys import SealKeys
 from app.messages import Code, Lane
 from app.passwords import Hasher, PasswordCheck
 from app.ports import Delivery, LaneVitals, Settlement, State, Store, Unavailable, Vitals, WorkerBroker
-from app.records import Facts, Identity, Limit, Needs, Origin, Outcome, Recorded, Write
+from app.records import Facts, Identity, KeepSession, Limit, Needs, Origin, Outcome, Recorded, Write
 from app.sealing import Opener, Sealer, Unreadable
 from app.settings import Settings
 from app.settlements import Settlements, Work
@@ -242,7 +242,7 @@ class Worker:
             if outcome is None:
                 await self._drop(work, needs)
                 return False
-            settled = await self._settle(work, needs, outcome)
+            settled = await self._settle(work, needs, _within_its_session(work, facts, outcome))
             if settled == "full":
                 await self._settle(work, needs, error(Code.OVERLOADED, retry_after_ms=MAIL_FULL_RETRY_MS))
             if settled != "conflict":
@@ -402,6 +402,13 @@ class Worker:
 
     def _hand_back(self) -> None:
         self._hands_back = True
+
+
+def _within_its_session(work: Work, facts: Facts, outcome: Outcome) -> Outcome:
+    """What a session asks for happens only while that lives: once its end is acknowledged, nothing of it follows."""
+    if not work.kind.needs_session or not outcome.writes or outcome.forget or facts.session is None:
+        return outcome
+    return outcome.with_writes(KeepSession(facts.session))
 
 
 def _words(delivery: Delivery) -> dict[str, Any]:

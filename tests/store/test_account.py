@@ -18,9 +18,12 @@ from app.records import (
     Challenge,
     ChangeAccount,
     CreateAccount,
+    EndSession,
     Enrolling,
     ForgetDevice,
+    KeepSession,
     Needs,
+    NewestReset,
     PutChallenge,
     StartSession,
     TrustDevice,
@@ -37,6 +40,7 @@ FULL = account(
     recovery="wrk1:one wrk1:two",
     enrolling=Enrolling(1_700_000_600_000, "wrk1.sealed").text,
     reset="0wrk1-reset",
+    floor=2,
     attempt=Attempt("0wrk1-attempt", "0wrk1-challenge", 42, 1_700_000_180_000, "0-node", "connection").text,
     locale="pt-BR",
     terms="2024-01",
@@ -53,6 +57,7 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "enrolling": ("1 other", ""),
     "reset": ("0wrk1-newer", ""),
     "attempt": ("a b 10 1 n c", ""),
+    "floor": (3, 0),
 }
 USER = names.USERS + FULL.id
 
@@ -95,6 +100,7 @@ _accounts = st.builds(
     enrolling=_texts,
     reset=_texts,
     attempt=_texts,
+    floor=_numbers,
 )
 _challenges = st.builds(
     Challenge,
@@ -113,6 +119,7 @@ _challenges = st.builds(
     device_name=_texts,
     decided=_texts,
     noticed=st.booleans(),
+    version=_numbers,
 )
 
 
@@ -222,16 +229,12 @@ async def test_a_field_is_changed_alone_and_counts_where_others_decide_by_it(
 async def test_a_field_that_is_not_as_it_was_read_is_not_changed(redis_url: str, name: str, value: Any) -> None:
     async with bench(redis_url) as parts:
         old = await put(parts, FULL)
-        other = {"status": "disabled", "totp_step": "57000099"}.get(name, "somebody else's")
+        other = {"status": "disabled", "totp_step": "57000099", "floor": "99"}.get(name, "somebody else's")
         await parts.redis.hset(USER, name, other)
         before = await parts.snapshot()
         others: tuple[Write, ...] = (PutChallenge(await new_challenge(parts, id="0wrk1-other")),)
-        state = await parts.settle(*others, ChangeAccount(old, replace(old, **{name: value})))
-        if name == "reset" and value:
-            assert state == "settled", "of several resets the newest counts"
-        else:
-            assert state == "conflict"
-            assert await parts.snapshot() == before
+        assert await parts.settle(*others, ChangeAccount(old, replace(old, **{name: value}))) == "conflict"
+        assert await parts.snapshot() == before
 
 
 @pytest.mark.parametrize("name", [name for name in CHANGES if name not in ("status", "password")])
@@ -241,7 +244,7 @@ async def test_a_field_that_was_empty_is_changed_only_while_it_is(redis_url: str
         value = CHANGES[name][0]
         await parts.redis.hset(USER, name, "1")
         change = ChangeAccount(empty, replace(empty, **{name: value}))
-        assert await parts.settle(change) == ("settled" if name == "reset" else "conflict")
+        assert await parts.settle(change) == "conflict"
         await parts.redis.hset(USER, name, "")  # as after a change back
         assert await parts.settle(change) == "settled"
 
@@ -308,7 +311,7 @@ async def test_of_many_who_ask_for_a_reset_at_once_nobody_has_to_decide_again(re
     async with bench(redis_url) as parts:
         old = await put(parts, account())
         asked = [f"0wrk1-reset-{n}" for n in range(20)]
-        states = await asyncio.gather(*(parts.settle(ChangeAccount(old, replace(old, reset=reset))) for reset in asked))
+        states = await asyncio.gather(*(parts.settle(NewestReset(old.id, reset)) for reset in asked))
         assert set(states) == {"settled"}
         assert (await found(parts)).reset in asked
 
@@ -418,3 +421,19 @@ async def test_a_change_that_is_late_or_done_already_changes_nothing(redis_url: 
         assert await parts.keep("rid", await parts.soon(), plan) == "settled"
         assert await parts.keep("rid", await parts.soon(), plan) == "done"
         assert await found(parts) == replace(old, password="pep1:new", totp="", version=old.version + 1)
+
+
+@pytest.mark.parametrize("end", ["ended", "gone"])
+async def test_what_a_session_asked_for_does_not_follow_its_end(redis_url: str, end: str) -> None:
+    async with bench(redis_url) as parts:
+        made = await kept(parts)
+        has = await found(parts)
+        change = ChangeAccount(has, replace(has, locale="en"))
+        await parts.made(change, KeepSession(made.session))
+        back = ChangeAccount(replace(has, locale="en"), has)
+        if end == "ended":
+            await parts.made(EndSession(made.session, "revoked"))
+        else:
+            await parts.redis.delete(names.SESSIONS + made.session.id)
+        assert await parts.settle(back, KeepSession(made.session)) == "conflict"
+        assert (await found(parts)).locale == "en"
