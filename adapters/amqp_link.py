@@ -131,7 +131,8 @@ class Line:
 async def attempt(call: Awaitable[T], seconds: float) -> T:
     """The answer. DeliveryError is one; everything else that goes wrong is Unavailable: what was done is unknown."""
     try:
-        return await asyncio.wait_for(call, seconds)
+        async with asyncio.timeout(seconds):
+            return await call
     except DeliveryError:
         raise
     except (AMQPError, OSError, TimeoutError, RuntimeError, EOFError) as error:
