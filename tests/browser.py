@@ -12,7 +12,9 @@ from types import TracebackType
 
 import pytest
 from playwright.async_api import Browser as Chromium
-from playwright.async_api import BrowserContext, ConsoleMessage, Locator, Page, Playwright, async_playwright
+from playwright.async_api import BrowserContext, ConsoleMessage, Locator, Page, Playwright, WebSocket, async_playwright
+
+from tests.deployment import check_frame, collect
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -53,6 +55,10 @@ def npm_folder() -> Path:
     return NPM
 
 
+def _bytes(frame: bytes | str) -> bytes:
+    return frame if isinstance(frame, bytes) else frame.encode()
+
+
 class Person:
     """Somebody with a browser profile of their own. Whatever the browser complains about is noted in `faults`."""
 
@@ -65,11 +71,25 @@ class Person:
 
     def _watch(self, page: Page) -> None:
         page.on("console", self._heard)
+        page.on("websocket", self._overhears)
         page.on("pageerror", lambda error: self.faults.append(f"uncaught: {error}"))
 
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning") and not (self.may_lose and LOSS.search(message.text)):
             self.faults.append(f"{message.type}: {message.text}")
+
+    def _overhears(self, socket: WebSocket) -> None:
+        """Every frame of the server fits the message types; what is secret is noted for tests/test_secrecy.py."""
+
+        def received(frame: bytes | str) -> None:
+            collect(_bytes(frame))
+            try:
+                check_frame(_bytes(frame))
+            except Exception as error:
+                self.faults.append(f"{frame!r}: {error}")
+
+        socket.on("framesent", lambda frame: collect(_bytes(frame)))
+        socket.on("framereceived", received)
 
     async def tab(self, path: str) -> Page:
         """One more tab of the same profile."""

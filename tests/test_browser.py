@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Awaitable, Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +42,16 @@ async def known(person: Person, deployment: Deployment, address: str | None = No
     """An account made over the wire, on whose trusted device this person sits."""
     async with deployment.client() as client:
         account = await deployment.sign_up(client, address)
+    await trusts(person, account)
+    return account
+
+
+async def trusts(person: Person, account: Account) -> None:
+    """The account's device token is this browser's."""
     script = (
         """([email, token]) => import("/web/client.js").then(({keepDeviceToken}) => keepDeviceToken(email, token))"""
     )
     await person.page.evaluate(script, [account.email, account.device_token])
-    return account
 
 
 async def signed_in(
@@ -206,6 +213,13 @@ def alone(redis_url: str, tmp_path: Path) -> Iterator[Deployment]:
         yield running
 
 
+@pytest.fixture
+def crowded(redis_url: str, tmp_path: Path) -> Iterator[Deployment]:
+    """One that waits is all that there is room for."""
+    with Deployment.start(tmp_path, redis_url, settings={"FIN_MAX_QUEUE": "1"}) as running:
+        yield running
+
+
 async def waiting(deployment: Deployment, logins: int) -> None:
     """Until so many lie in the lane."""
     with Redis.from_url(deployment.redis_url) as redis:
@@ -260,6 +274,42 @@ async def test_the_place_in_the_queue_counts_down_to_the_account(browser: Browse
     assert places[0] == 16 and len(set(places)) >= 3
 
 
+async def test_a_full_queue_is_said_and_tried_again_by_itself(browser: Browser, crowded: Deployment) -> None:
+    person = await browser.person(crowded.url(0, "http", ""))
+    account = await known(person, crowded)
+    [worker] = crowded.of("worker")
+    worker.pause()
+    async with connect(crowded.url()) as client:
+        crowd = asyncio.create_task(client.ask("login", email=new_address(), password="x", timeout_ms=30_000))
+        await waiting(crowded, 1)
+        await person.signs_in(account.email, account.password)
+        await person.sees("code_overloaded")
+        worker.go_on()
+        await person.is_at("accountTitle")
+        await crowd
+
+
+async def test_codes_that_were_wrong_too_often_lead_back_to_the_start(browser: Browser, guarded: Deployment) -> None:
+    async with guarded.client() as client:
+        account = await guarded.sign_up(client)
+    person = await browser.person(guarded.url(0, "http", ""))
+    await person.signs_in(account.email, account.password)
+    await person.is_at("deviceTitle")
+    wrong = f"{(int(await guarded.mailed_code(account.email, 2)) + 1) % 10**8:08}"
+    for _ in range(4):
+        await person.types(codeLabel=wrong)
+        await person.presses("continue")
+        await person.sees("code_invalid_code")
+    await person.types(codeLabel=wrong)
+    await person.presses("continue")
+    await person.sees("code_invalid_code")
+    await person.types(codeLabel=wrong)
+    await person.presses("continue")
+
+    await person.sees("code_challenge_expired")
+    await person.is_at("signinTitle")
+
+
 async def test_offline_is_said_and_what_was_asked_meanwhile_is_answered_when_it_is_over(
     browser: Browser, guarded: Deployment
 ) -> None:
@@ -292,10 +342,14 @@ async def test_a_session_that_is_ended_elsewhere_leaves_the_page_within_a_second
     browser: Browser, guarded: Deployment
 ) -> None:
     person, account = await signed_in(browser, guarded)
-    async with guarded.client(1) as client:
-        await client.ask("login", email=account.email, password=PASSWORD, deviceToken=account.device_token)
-        await client.ask("revoke_other_sessions")
+    other = await browser.person(guarded.url(1, "http", ""))
+    await trusts(other, account)
+    await other.signs_in(account.email, account.password)
+    rows = other.page.locator("[data-sessions] li")
+    await rows.nth(1).get_by_role("button").click()
     await person.sees("ended_revoked", within=1000)
+    await other.sees("revoked")
+    await rows.nth(1).wait_for(state="detached")
 
     assert await person.page.evaluate("document.cookie") == ""
     await person.page.reload()
@@ -363,10 +417,7 @@ async def test_an_account_is_looked_after_password_codes_second_step_and_devices
 ) -> None:
     person, account = await signed_in(browser, guarded)
     other = await browser.person(person.base)
-    await other.page.evaluate(
-        "([email, token]) => import('/web/client.js').then(({keepDeviceToken}) => keepDeviceToken(email, token))",
-        [account.email, account.device_token],
-    )
+    await trusts(other, account)
     await other.signs_in(account.email, PASSWORD)
     await other.is_at("accountTitle")
 
@@ -498,6 +549,57 @@ async def test_somebody_who_was_sent_to_sign_in_gets_back_to_this_host_alone(
         account = await known(person, guarded)
         await person.signs_in(account.email, account.password)
         await person.page.wait_for_url(f"{base}{arrives}")
+
+
+# --- other hosts' pages -----------------------------------------------------------------------------------------------
+
+
+class Elsewhere(SimpleHTTPRequestHandler):
+    """A page of somebody else's host, which imports client.js from the gateway."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<!doctype html><link rel=icon href=data:,><title>Elsewhere</title>")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+async def test_another_hosts_page_signs_in_with_client_js_alone(
+    browser: Browser, elsewhere: str, redis_url: str, tmp_path: Path
+) -> None:
+    with Deployment.start(tmp_path, redis_url, settings={"FIN_ALLOWED_ORIGINS": elsewhere}) as deployment:
+        login = deployment.url(0, "http", "")
+        async with deployment.client() as client:
+            account = await deployment.sign_up(client)
+        person = await browser.person(login)
+        await person.page.goto(elsewhere)
+        answered = await person.page.evaluate(
+            """async ([url, email, password]) => {
+                const { Client } = await import(`${url}/web/client.js`);
+                const client = new Client({ url, cookie: false });
+                const { event, data } = await client.ask("login", { email, password });
+                const about = await client.ask("account");
+                const parts = (await client.accessToken()).split(".").length;
+                client.close();
+                return [event, "refreshToken" in data, about.data.email, parts, document.cookie];
+            }""",
+            [login, account.email, account.password],
+        )
+
+    assert answered == ["login_success", False, account.email, 3, ""]
 
 
 # --- how much it is ---------------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ async def test_the_mailbox_shows_the_outbox_to_this_machine_alone(deployment: De
 
 
 def test_there_is_no_mailbox_where_others_can_listen_in(redis_url: str, tmp_path: Path) -> None:
-    with Deployment.start(tmp_path, redis_url, settings={"FIN_HOST": "0.0.0.0"}) as deployment:
+    with Deployment.start(tmp_path, redis_url, mailers=0, settings={"FIN_HOST": "0.0.0.0"}) as deployment:
         assert get(deployment.url(0, "http", "/mailbox"))[0] == 404
         assert get(deployment.url(0, "http", "/mailbox/mails"))[0] == 404
         assert b'name="fin-mailbox" content="off"' in get(deployment.url(0, "http", "/"))[2]

@@ -32,8 +32,8 @@
  * @typedef {object} Options
  * @property {number} [timeoutMs] how long the server may take, each time it is asked (100–30000; 10000)
  * @property {number} [patienceMs] how long to ask again, after lost connections and passing errors (30000)
- * @property {(progress: Answer) => void} [onProgress] `queued` and the like; `retrying {code, inMs}` and `resending {}`
- *   are this client's own
+ * @property {(progress: Answer) => void} [onProgress] `queued` and the like; `retrying {code, inMs}`, `resending {}`
+ *   (its connection is lost) and `resent {}` are this client's own
  */
 /**
  * @typedef {object} World What it needs of a browser; tests bring their own.
@@ -66,7 +66,7 @@ const HANDSHAKE_MS = 10_000;
 const OVERDUE_MS = 3_000; // past a deadline without a word: the connection is dead
 const MARGIN_MS = 30_000; // a token with less life than that is renewed
 const LONG_HIDDEN_MS = 30_000; // after that a connection may be dead without anybody having told it
-const OTHERS_MS = 500; // for another tab to say what it has
+const OTHERS_MS = 1000; // for another tab to say what it has
 
 /** The server could not be asked now. */
 class Away extends Error {}
@@ -247,7 +247,10 @@ export class Client {
     this.#identifying = null;
     this.#stepIs = "elsewhere";
     for (const ask of this.#asks.values()) {
-      if (ask.sent) ask.onProgress({ event: "resending", data: {} });
+      if (ask.sent) {
+        ask.lost = true;
+        ask.onProgress({ event: "resending", data: {} });
+      }
       ask.rest();
       if (ask.event === "authenticate" || ask.moves) this.#finish(ask, failure("unavailable")); // it was about this connection
     }
@@ -322,7 +325,9 @@ export class Client {
     const { id, event, key, data } = ask;
     const left = ask.until - this.#world.now();
     const timeoutMs = Math.round(Math.min(30_000, Math.max(100, Math.min(ask.timeoutMs, left))));
+    if (ask.lost) ask.onProgress({ event: "resent", data: {} });
     ask.sent = true;
+    ask.lost = false;
     ask.stopOverdue = this.#world.after(timeoutMs + OVERDUE_MS, () => this.#lost(1006));
     this.#socket?.send(JSON.stringify({ event, id, key, data, timeoutMs }));
   }
@@ -572,6 +577,7 @@ export class Client {
 /** A request that waits for its answer. */
 class Ask {
   sent = false; // on this connection
+  lost = false; // with the connection that it was sent on
   moves = false; // it only brings a step along
   held = false; // until the server has said to come again
   stopPatience = () => {};

@@ -307,6 +307,8 @@ function queue(place) {
         stop = countdown(data.inMs, (time) => plain(t("retrying", { why, time })), () => plain(t("working")));
       } else if (event === "resending") {
         plain(t("resending"));
+      } else if (event === "resent") {
+        plain(t("working"));
       }
     },
     end() {

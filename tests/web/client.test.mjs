@@ -107,7 +107,7 @@ test("what had no answer when the connection was lost is sent again, under the s
 
   assert.deepEqual([second.key, second.data], [first.key, first.data]);
   assert.equal((await asked).event, "login_failure");
-  assert.deepEqual(told, ["resending"]);
+  assert.deepEqual(told, ["resending", "resent"]);
 });
 
 test("reconnects come ever more slowly, and again quickly after a connection that was good", async () => {
@@ -452,7 +452,7 @@ test("a tab that nobody answers refreshes by itself", async () => {
   locks.request("finthenticate-page", { mode: "shared" }, async () => {}); // a frozen one
   const client = new Client({ url: "https://login.test", world: { ...world.parts(), channel, locks } });
   const resumed = client.resume();
-  await world.pass(600);
+  await world.pass(1100);
   assert.equal((await resumed).sessionId, "s1");
 });
 
