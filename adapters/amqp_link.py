@@ -23,7 +23,7 @@ for _library in ("aio_pika", "aiormq"):  # what goes wrong there is raised, and 
 
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 1.0  # a publish is confirmed within this, or its outcome is unknown
-HEARTBEAT_SECONDS = 2  # RabbitMQ gives up a peer that was silent for two to three of these, and hands out what it held
+HEARTBEAT_SECONDS = 1  # RabbitMQ gives up a peer that was silent for two to three of these, and hands out what it held
 TAKE_SECONDS = 1.0
 UNASKED_SECONDS = 0.5  # far more than a worker with a backlog lets pass between two takes
 
