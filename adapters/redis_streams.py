@@ -136,9 +136,10 @@ class RedisWorker(WorkerState):
 
 
 async def read_group(
-    link: Link, stream: str, group: str, consumer: str, most: int, block_ms: int = BLOCK_MS
+    link: Link, stream: str, group: str, consumer: str, most: int, block_ms: int | None = None
 ) -> list[tuple[bytes, Any]]:
     """What nobody was handed yet."""
+    block_ms = BLOCK_MS if block_ms is None else block_ms  # not a default, which would be what it was at the start
     command = ("XREADGROUP", "GROUP", group, consumer, "COUNT", most, "BLOCK", block_ms, "STREAMS", stream, ">")
     try:
         answer = await link.call(*command, seconds=BLOCK_SECONDS)
