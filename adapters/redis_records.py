@@ -127,10 +127,12 @@ class Translated:
                 self._only_while(str(session.counter), key, "counter")
                 if now > session.seen:  # what was seen later meanwhile stays so
                     self._see(session, now)
-            case EndSession(_, reason):
+            case EndSession(_, reason, kept_ms):
                 # ended twice at once is ended; but a record that has gone must not come back
                 self._only_while(session.user_id, key, "user")
                 self._do("HSET", key, "ended", reason)
+                if kept_ms is not None:
+                    self._do("PEXPIRE", key, kept_ms, "LT")
                 self._do("ZREM", listed, session.id)
 
     def _change(self, old: Account, new: Account) -> None:

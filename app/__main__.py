@@ -89,6 +89,7 @@ def main(arguments: list[str]) -> int:
         logs.configure(role, settings.data_dir)
         for warning in settings.warnings:
             log.warning(warning)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the role listens to it: nothing is in hand
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run({"all": _all, "gateway": _gateway, "worker": _worker, "mailer": _mailer}[role](settings))
     except Fault as fault:

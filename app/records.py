@@ -293,8 +293,11 @@ class KeepSession:
 
 @dataclass(frozen=True)
 class EndSession:
+    """The record stays until time would have ended it, or `kept_ms`: a token of it is revoked, not unknown."""
+
     session: Session
     reason: str
+    kept_ms: int | None = None
 
 
 @dataclass(frozen=True)

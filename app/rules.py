@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import math
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ DEVICES_PER_ACCOUNT = 50  # the longest unseen one makes room
 NOTICES_PER_ACCOUNT = 20  # an hour
 FIRST_DELAY_MS, LONGEST_DELAY_MS = 30 * SECOND, 15 * MINUTE
 SESSIONS_PER_ACCOUNT = 100  # the longest unseen one makes room
+CROWDED_OUT_KEPT_MS = HOUR  # so that who logs in without end does not fill the store with what has ended
 
 # --- limits -------------------------------------------------------------------------------------------------
 
@@ -114,14 +116,19 @@ def registration_limits(limits: Limits, email: str, network: str) -> tuple[Limit
     return (pending, Limit("registrations", network, limits.registrations_per_ip, HOUR, Counts.USES))
 
 
+def made_up(text: str) -> str:
+    """An id from a client as part of a key: it may hold anything, a misplaced secret for one."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
 def code_limits(limits: Limits, challenge_id: str, network: str) -> tuple[Limit, ...]:
     """Five tries a challenge, whatever is mailed again; wrong codes count as the network's failures too."""
-    tries = Limit("tries", challenge_id, CODE_TRIES, REGISTRATION_MS, Counts.FAILURES, waits=True)
+    tries = Limit("tries", made_up(challenge_id), CODE_TRIES, REGISTRATION_MS, Counts.FAILURES, waits=True)
     return (tries, *failures_of(limits, network))
 
 
 def approval_limits(login_id: str) -> tuple[Limit, ...]:
-    return (Limit("approval", login_id, APPROVAL_TRIES, CHALLENGE_MS, Counts.FAILURES, waits=True),)
+    return (Limit("approval", made_up(login_id), APPROVAL_TRIES, CHALLENGE_MS, Counts.FAILURES, waits=True),)
 
 
 # Said to the account's owner by the service itself: no stranger can cause them, nor use up the others' places.

@@ -38,7 +38,7 @@ from app.records import (
     UpgradePassword,
     Verdict,
 )
-from app.rules import DAY, MINUTE, SESSIONS_PER_ACCOUNT
+from app.rules import DAY, HOUR, MINUTE, SESSIONS_PER_ACCOUNT
 from app.settings import Argon2, Limits, Settings
 from tests.deciding import (
     ANA,
@@ -214,7 +214,7 @@ def test_sessions_that_would_be_too_many_are_ended_and_their_connections_told() 
     outcome = outcome_of(LOGIN, settings=UNVERIFIED, account=ANA, sessions=crowd)
     start, *ends = outcome.writes
     assert isinstance(start, StartSession)
-    assert ends == [EndSession(old, "too_many_sessions") for old in crowd]
+    assert ends == [EndSession(old, "too_many_sessions", HOUR) for old in crowd]
     assert outcome.notices[1:] == tuple(
         Notice(ANA.id, old.id, SessionEnded(session_id=old.id, reason="too_many_sessions"), HERE, close=True)
         for old in crowd

@@ -30,7 +30,7 @@ from app.messages import (
     TokenRefreshed,
     encode_data,
 )
-from app.records import ConfirmSession, EndSession, Identity, Needs, Notice, RotateSession, Session, Verdict
+from app.records import ConfirmSession, EndOthers, EndSession, Identity, Needs, Notice, RotateSession, Session, Verdict
 from app.rules import DAY
 from app.tokens import RefreshToken
 from tests.deciding import ANA, HERE, LIVING, check_tokens, needs_of, nothing_happens, outcome_of, refusal_of
@@ -279,10 +279,14 @@ def test_all_sessions_but_this_one_are_ended_and_counted() -> None:
     gone = session(id="0wrk1-gone", ended="logout")
     outcome = outcome_of(RevokeOtherSessions(), IDENTITY, sessions=(OTHER, session(), old, third, gone), **LIVING)
     assert outcome.data == SessionsRevoked(count=2)
-    assert (outcome.writes, outcome.notices) == ended(OTHER, third, reason="revoked")
+    writes, notices = ended(OTHER, third, reason="revoked")
+    assert outcome.writes == (*writes, EndOthers(ANA.id, session().id, "revoked"))
+    *told, whoever_is_there = outcome.notices
+    assert tuple(told) == notices
+    assert (whoever_is_there.session_id, whoever_is_there.ends_others) == (session().id, "revoked")
 
 
-def test_where_there_is_no_other_session_none_is_ended() -> None:
+def test_where_there_is_no_other_session_only_one_that_begins_meanwhile_would_be_ended() -> None:
     outcome = outcome_of(RevokeOtherSessions(), IDENTITY, sessions=(session(),), **LIVING)
     assert outcome.data == SessionsRevoked(count=0)
-    assert nothing_happens(outcome)
+    assert outcome.writes == (EndOthers(ANA.id, session().id, "revoked"),)

@@ -166,7 +166,7 @@ def start_session(arrival: Arrival, facts: Facts, ctx: Context) -> Outcome:
     )
     here = (ctx.origin.node, ctx.origin.connection)
     told = SessionStarted(session_id=session.id, device_name=session.device_name or None, ip=session.ip)
-    crowded_out = end_sessions(facts.sessions, "too_many_sessions", here)
+    crowded_out = end_sessions(facts.sessions, "too_many_sessions", here, rules.CROWDED_OUT_KEPT_MS)
     notice = mail("login_notice", account, facts, ctx, device=session.device_name)
     return Outcome(
         LoginSuccess.event,
@@ -185,16 +185,18 @@ def identity_of(session: Session, now: int) -> Identity:
     return Identity(session.user_id, session.id, session.device_ref, rules.session_ends(replace(session, seen=now)))
 
 
-def end_session(session: Session, reason: str, spare: tuple[str, str]) -> tuple[EndSession, Notice]:
+def end_session(
+    session: Session, reason: str, spare: tuple[str, str], kept_ms: int | None = None
+) -> tuple[EndSession, Notice]:
     """Ending a session and telling everybody whom it concerns; its connections close."""
     told = SessionEnded(session_id=session.id, reason=reason)
-    return EndSession(session, reason), Notice(session.user_id, session.id, told, spare, close=True)
+    return EndSession(session, reason, kept_ms), Notice(session.user_id, session.id, told, spare, close=True)
 
 
 def end_sessions(
-    sessions: Iterable[Session], reason: str, spare: tuple[str, str]
+    sessions: Iterable[Session], reason: str, spare: tuple[str, str], kept_ms: int | None = None
 ) -> tuple[tuple[EndSession, ...], tuple[Notice, ...]]:
-    ended = [end_session(session, reason, spare) for session in sessions]
+    ended = [end_session(session, reason, spare, kept_ms) for session in sessions]
     return tuple(write for write, _ in ended), tuple(notice for _, notice in ended)
 
 
@@ -202,7 +204,7 @@ def end_all_but(
     stays: str, reason: str, account: Account, facts: Facts
 ) -> tuple[tuple[Write, ...], tuple[Notice, ...]]:
     """Every session of the account but one; also such as start while this is being decided."""
-    ended, notices = end_sessions((each for each in facts.sessions if each.id != stays), reason, ("", ""))
+    ended, notices = end_sessions(others(facts), reason, ("", ""))
     told = SessionEnded(session_id=stays, reason=reason)
     whoever_is_there = Notice(account.id, stays, told, ends_others=reason)
     return (*ended, EndOthers(account.id, stays, reason)), (*notices, whoever_is_there)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.handlers.common import Context, end_sessions, others
+from app.handlers.common import Context, end_all_but, others
 from app.messages import RevokeOtherSessions, SessionsRevoked
 from app.records import Facts, Needs, Outcome, Verdict
 
@@ -12,13 +12,14 @@ def needs(request: RevokeOtherSessions, ctx: Context) -> Needs:
 
 
 def decide(request: RevokeOtherSessions, facts: Facts, ctx: Context) -> Outcome:
-    assert facts.session is not None  # handlers.decide lets nothing else through
-    ended, notices = end_sessions(others(facts), "revoked", ("", ""))
+    session, account = facts.session, facts.account
+    assert session is not None and account is not None  # handlers.decide lets nothing else through
+    ended, notices = end_all_but(session.id, "revoked", account, facts)
     return Outcome(
         SessionsRevoked.event,
-        SessionsRevoked(count=len(ended)),
+        SessionsRevoked(count=len(others(facts))),
         Verdict.PASSED,
         writes=ended,
         notices=notices,
-        subject=facts.session.user_id,
+        subject=account.id,
     )
