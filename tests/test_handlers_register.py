@@ -314,8 +314,10 @@ def test_asking_for_a_new_code_reserves_no_try_so_it_gives_none_back() -> None:
 @pytest.mark.parametrize(
     ("found", "mail"),
     [
-        pytest.param({}, Mail("decoy", PENDING.id), id="unknown"),
-        pytest.param({"challenge": replace(PENDING, expires=NOW)}, Mail("decoy", PENDING.id), id="too old"),
+        pytest.param({}, Mail("decoy", rules.made_up(PENDING.id)), id="unknown"),
+        pytest.param(
+            {"challenge": replace(PENDING, expires=NOW)}, Mail("decoy", rules.made_up(PENDING.id)), id="too old"
+        ),
         pytest.param(
             {"challenge": PENDING, "account": replace(ANA, locale="en")},
             Mail("already_registered", EMAIL, "en"),

@@ -43,7 +43,7 @@ DEVICE = delayed("device", "wrk1:mac", 5)
 PROOF = delayed("proof", "0wrk1-user", 5)
 FACTOR = delayed("factor", "0wrk1-user", 5)
 NETWORK_FAILURES = Limit("ip", NETWORK, 60, MINUTE, Counts.FAILURES, waits=True)
-TRIES = Limit("tries", "challenge", 5, HOUR, Counts.FAILURES, waits=True)
+TRIES = Limit("tries", rules.made_up("challenge"), 5, HOUR, Counts.FAILURES, waits=True)
 PENDING = Limit("pending", EMAIL, 5, HOUR, Counts.USES)
 REGISTRATIONS = Limit("registrations", NETWORK, 20, HOUR, Counts.USES)
 
@@ -99,7 +99,7 @@ REGISTRATIONS = Limit("registrations", NETWORK, 20, HOUR, Counts.USES)
         pytest.param(rules.code_limits(OFF, "challenge", NETWORK), (TRIES,), id="five tries are always all"),
         pytest.param(
             rules.approval_limits("0wrk1-attempt"),
-            (Limit("approval", "0wrk1-attempt", 3, 10 * MINUTE, Counts.FAILURES, waits=True),),
+            (Limit("approval", rules.made_up("0wrk1-attempt"), 3, 10 * MINUTE, Counts.FAILURES, waits=True),),
             id="an approval",
         ),
         pytest.param(rules.failures_of(Limits(), NETWORK), (NETWORK_FAILURES,), id="a reset"),
@@ -376,3 +376,8 @@ def test_a_time_is_shown_in_utc_with_milliseconds(ms: int, text: str) -> None:
 def test_a_shown_time_is_the_time_to_the_millisecond(ms: int) -> None:
     shown = datetime.fromisoformat(rules.iso(ms))
     assert round(shown.timestamp() * 1000) == ms
+
+
+def test_what_a_client_made_up_is_in_no_key() -> None:
+    assert "secret" not in rules.made_up("secret") and rules.made_up("secret") == rules.made_up("secret")
+    assert rules.made_up("secret") != rules.made_up("secrets")
