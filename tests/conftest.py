@@ -6,14 +6,14 @@ import asyncio
 import inspect
 import os
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 
-from tests.deployment import BROKER, Deployment
+from tests.deployment import BROKER, Databases, Deployment
 from tests.servers import Kind, Misconfigured, locate, report, server_of
 
 SERVERS = pytest.StashKey[list[str]]()
@@ -100,27 +100,35 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def deployment(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Two gateways, two workers and a mailer that most end-to-end tests share; limits off, hashing cheap.
+def databases(redis_server: str) -> Databases:
+    free = list(range(1, 16))
 
-    It has database 1 of the server to itself.
-    """
-    with Deployment.start(
-        tmp_path_factory.mktemp("deployment"), _database(redis_server, 1), gateways=2, workers=2
-    ) as running:
+    @contextmanager
+    def one() -> Iterator[str]:
+        number = free.pop()
+        url = f"{redis_server.rpartition('/')[0]}/{number}"
+        _flush(url)
+        try:
+            yield url
+        finally:
+            free.append(number)
+
+    return one
+
+
+@pytest.fixture(scope="session")
+def deployment(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Two gateways, two workers and a mailer that most end-to-end tests share; limits off, hashing cheap."""
+    folder = tmp_path_factory.mktemp("deployment")
+    with databases() as url, Deployment.start(folder, url, gateways=2, workers=2) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def guarded(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """The same, where a device has to be verified: database 6."""
-    with Deployment.start(
-        tmp_path_factory.mktemp("guarded"),
-        _database(redis_server, 6),
-        gateways=2,
-        workers=2,
-        settings={"FIN_DEVICE_VERIFICATION": "on"},
-    ) as running:
+def guarded(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """The same, where a device has to be verified."""
+    folder, settings = tmp_path_factory.mktemp("guarded"), {"FIN_DEVICE_VERIFICATION": "on"}
+    with databases() as url, Deployment.start(folder, url, gateways=2, workers=2, settings=settings) as running:
         yield running
 
 
@@ -131,20 +139,15 @@ def either(request: pytest.FixtureRequest, deployment: Deployment) -> Deployment
 
 
 @pytest.fixture
-def redis_url(redis_server: str) -> Iterator[str]:
-    """Database 2, empty at the start of each test."""
-    url = _database(redis_server, 2)
-    _flush(url)
-    yield url
+def redis_url(databases: Databases) -> Iterator[str]:
+    """Empty at the start of each test."""
+    with databases() as url:
+        yield url
 
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "data"
-
-
-def _database(url: str, number: int) -> str:
-    return f"{url.rpartition('/')[0]}/{number}"
 
 
 def _flush(url: str) -> None:

@@ -13,8 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from email.message import Message
 from pathlib import Path
@@ -42,6 +42,11 @@ PASSWORD = "correct horse battery staple"
 START_SECONDS = 20
 BROKER: dict[str, str] = {}  # settings for another broker than Redis, where `pytest --broker` asks for one
 LOOK_SECONDS = 0.02  # between looks into the outbox, however many wait for a mail
+
+
+# A database of the tests' server for one deployment, empty, and its own until it ends: two with other secrets in one
+# would take each other's requests.
+Databases = Callable[[], AbstractContextManager[str]]
 
 
 def secret() -> str:

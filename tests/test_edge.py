@@ -16,11 +16,11 @@ from redis import Redis
 from websockets.asyncio.client import connect as raw_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.deployment import Deployment, event_of, http, new_address
+from tests.deployment import Databases, Deployment, event_of, http, new_address
 
 
 @pytest.fixture(scope="module")
-def strict(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def strict(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Small limits, all of them on; a proxy at 127.0.0.0/8 is believed."""
     settings = {
         "FIN_CONNECTIONS_PER_IP": "3",
@@ -30,8 +30,7 @@ def strict(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "FIN_MAILS_PER_ACCOUNT": "2",
         "FIN_TRUSTED_PROXIES": "127.0.0.0/8",
     }
-    url = f"{redis_server.rpartition('/')[0]}/5"
-    with Deployment.start(tmp_path_factory.mktemp("strict"), url, settings=settings) as running:
+    with databases() as url, Deployment.start(tmp_path_factory.mktemp("strict"), url, settings=settings) as running:
         yield running
 
 

@@ -18,7 +18,7 @@ from app import rules
 from app.client import Answer
 from app.settings import Limits
 from tests.accounts import NEW_PASSWORD, ask_login, challenged, detected, enrolled, reset_code, sign_in
-from tests.deployment import OFF, PASSWORD, Account, Deployment, event_of, new_address
+from tests.deployment import OFF, PASSWORD, Account, Databases, Deployment, event_of, new_address
 from tests.states import NONE, WRONG
 
 MOST = Limits().failures_per_account or 0
@@ -39,13 +39,12 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def defended(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def defended(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """The limits of failures, mails and registrations as by default, devices verified, a believed proxy before it."""
-    url = f"{redis_server.rpartition('/')[0]}/9"
     settings = {**dict.fromkeys(OFF, ""), "FIN_TRUSTED_PROXIES": "127.0.0.1", "FIN_DEVICE_VERIFICATION": "on"}
     settings["FIN_MESSAGES_PER_SECOND"] = "off"  # nobody types that fast
     folder = tmp_path_factory.mktemp("defended")
-    with Deployment.start(folder, url, gateways=2, workers=2, settings=settings) as running:
+    with databases() as url, Deployment.start(folder, url, gateways=2, workers=2, settings=settings) as running:
         yield running
 
 

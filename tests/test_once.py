@@ -26,16 +26,15 @@ from tests.accounts import (
     sign_in,
     user_key,
 )
-from tests.deployment import PASSWORD, Account, Deployment, new_address
+from tests.deployment import PASSWORD, Account, Databases, Deployment, new_address
 
 TRIES = 50
 Told = Counter[tuple[str, str | None]]
 
 
 @pytest.fixture(scope="module")
-def by_default(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def by_default(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Its limits are the defaults, but those of one address for all who test; devices are verified."""
-    url = f"{redis_server.rpartition('/')[0]}/8"
     settings = {
         "FIN_FAILURES_PER_ACCOUNT": "",
         "FIN_MAILS_PER_ACCOUNT": "",
@@ -43,7 +42,7 @@ def by_default(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> I
         "FIN_DEVICE_VERIFICATION": "on",
     }
     folder = tmp_path_factory.mktemp("by_default")
-    with Deployment.start(folder, url, gateways=2, workers=2, settings=settings) as running:
+    with databases() as url, Deployment.start(folder, url, gateways=2, workers=2, settings=settings) as running:
         yield running
 
 

@@ -15,16 +15,15 @@ from adapters import names
 from app.client import Client, Closed
 from app.messages import Lane
 from tests.accounts import reset_code
-from tests.deployment import PASSWORD, Deployment, event_of, in_lane, new_address
+from tests.deployment import PASSWORD, Databases, Deployment, event_of, in_lane, new_address
 
 CLIENTS = 500
 
 
 @pytest.fixture(scope="module")
-def crowd(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def crowd(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Two gateways and three workers on one Redis, limits off."""
-    url = f"{redis_server.rpartition('/')[0]}/3"
-    with Deployment.start(tmp_path_factory.mktemp("crowd"), url, gateways=2, workers=3) as running:
+    with databases() as url, Deployment.start(tmp_path_factory.mktemp("crowd"), url, gateways=2, workers=3) as running:
         yield running
 
 
@@ -109,12 +108,11 @@ async def test_fifty_refreshes_with_one_token_make_one_chain(crowd: Deployment) 
 
 
 @pytest.fixture(scope="module")
-def limited(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def limited(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Five failures an account, as by default; the other limits off."""
-    url = f"{redis_server.rpartition('/')[0]}/4"
     settings = {"FIN_FAILURES_PER_ACCOUNT": "5", "FIN_ARGON2": "m=8192,t=1,p=1"}
     folder = tmp_path_factory.mktemp("limited")
-    with Deployment.start(folder, url, gateways=2, workers=2, settings=settings) as running:
+    with databases() as url, Deployment.start(folder, url, gateways=2, workers=2, settings=settings) as running:
         yield running
 
 
@@ -158,11 +156,13 @@ async def test_four_failures_and_a_success_start_the_count_anew(limited: Deploym
 
 
 @pytest.fixture(scope="module")
-def slow(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def slow(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Hashing takes long enough for others to pass while a new password is hashed; limits off."""
-    url = f"{redis_server.rpartition('/')[0]}/5"
     settings = {"FIN_ARGON2": "m=16384,t=2,p=1"}
-    with Deployment.start(tmp_path_factory.mktemp("slow"), url, gateways=2, workers=2, settings=settings) as running:
+    with (
+        databases() as url,
+        Deployment.start(tmp_path_factory.mktemp("slow"), url, gateways=2, workers=2, settings=settings) as running,
+    ):
         yield running
 
 

@@ -13,7 +13,7 @@ from app.client import Answer
 from app.documents import ABOUT
 from app.messages import KINDS, RETRYABLE, Code
 from tests.accounts import age_code, pushed
-from tests.deployment import PASSWORD, Deployment, event_of, new_address
+from tests.deployment import PASSWORD, Databases, Deployment, event_of, new_address
 from tests.states import NONE, WRONG, Person, person_in
 from tests.test_matrix import MATRIX, expected
 
@@ -95,12 +95,11 @@ TAKEN = ("register", Code.ADDRESS_TAKEN)  # only where nothing is confirmed: a t
 
 
 @pytest.fixture(scope="module")
-def strict(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def strict(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """One failure an account, devices verified."""
-    url = f"{redis_server.rpartition('/')[0]}/7"
     settings = {"FIN_FAILURES_PER_ACCOUNT": "1", "FIN_DEVICE_VERIFICATION": "on"}
     folder = tmp_path_factory.mktemp("strict")
-    with Deployment.start(folder, url, gateways=2, workers=2, settings=settings) as running:
+    with databases() as url, Deployment.start(folder, url, gateways=2, workers=2, settings=settings) as running:
         yield running
 
 

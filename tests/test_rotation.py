@@ -18,7 +18,7 @@ from redis import Redis
 from adapters import names
 from app.client import Answer, Client
 from app.messages import Lane
-from tests.deployment import PASSWORD, Deployment, Process, new_address
+from tests.deployment import PASSWORD, Databases, Deployment, Process, new_address
 
 RINGS = ("seal", "mail", "token", "edge", "worker", "pepper")
 HOLDS = {"gateway": {"seal", "token", "edge"}, "worker": set(RINGS), "mailer": {"mail", "edge"}}
@@ -27,10 +27,10 @@ AFTER = "3"  # the least: roles look every second
 
 
 @pytest.fixture(scope="module")
-def rotating(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def rotating(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Two gateways, two workers and two mailers with one `.env`."""
-    folder, url = tmp_path_factory.mktemp("rotating"), f"{redis_server.rpartition('/')[0]}/6"
-    with Deployment.start(folder, url, gateways=2, workers=2, mailers=2, env_file=True) as running:
+    folder = tmp_path_factory.mktemp("rotating")
+    with databases() as url, Deployment.start(folder, url, gateways=2, workers=2, mailers=2, env_file=True) as running:
         yield running
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deployment import Deployment
+from tests.deployment import Databases, Deployment
 
 pytestmark = pytest.mark.all
 SEED = 20261123
@@ -19,10 +19,9 @@ response_schema_conformance unsupported_method""".split()
 
 
 @pytest.fixture(scope="module")
-def fuzzed(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def fuzzed(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """One of its own: it is left with hundreds of registrations, in database 3."""
-    url = f"{redis_server.rpartition('/')[0]}/3"
-    with Deployment.start(tmp_path_factory.mktemp("fuzzed"), url) as deployment:
+    with databases() as url, Deployment.start(tmp_path_factory.mktemp("fuzzed"), url) as deployment:
         yield deployment
 
 

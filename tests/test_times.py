@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from app.client import Answer
-from tests.deployment import PASSWORD, Deployment, new_address
+from tests.deployment import PASSWORD, Databases, Deployment, new_address
 
 PAIRS = 1000  # by chance alone, twice 1,000 samples are outside 0.45 to 0.55 once in ten thousand runs
 AT_ONCE = 16
@@ -119,12 +119,11 @@ Mailing = tuple[Deployment, Group, Group]
 
 
 @pytest.fixture(scope="module")
-def mailing(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mailing]:
+def mailing(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mailing]:
     """Limits off, and all that is mailed is really mailed. With known and unknown addresses, made before the first
     test: after that the mailer has more to do than a code's way to an account could wait for.
     """
-    url = f"{redis_server.rpartition('/')[0]}/10"
-    with Deployment.start(tmp_path_factory.mktemp("mailing"), url) as deployment:
+    with databases() as url, Deployment.start(tmp_path_factory.mktemp("mailing"), url) as deployment:
         known, unknown = [asyncio.run(grouped(deployment, known=known)) for known in (True, False)]
         yield deployment, known, unknown
 
