@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.async_api import Route
 from redis import Redis
 
 from app.client import connect
@@ -600,6 +601,34 @@ async def test_another_hosts_page_signs_in_with_client_js_alone(
         )
 
     assert answered == ["login_success", False, account.email, 3, ""]
+
+
+async def test_the_readmes_page_of_an_application_asks_who_is_there_and_follows_them_out(
+    browser: Browser, guarded: Deployment
+) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    script = re.findall(r'(?m)^    import .* from "/web/client\.js";\n(?:(?:    .*)?\n)+', readme)[0]
+    page = f"<!doctype html><link rel=icon href=data:,><script type=module>{script}</script>"
+    orders: list[str] = []
+
+    async def serve(route: Route) -> None:
+        if route.request.url.endswith("orders"):
+            orders.append(route.request.headers["authorization"])
+        await route.fulfill(content_type="text/html", body=page)
+
+    person = await browser.person(guarded.url(0, "http", ""))
+    await person.context.route("**/app/**", serve)
+    account = await known(person, guarded)
+    await person.page.goto(f"{person.base}/app/")
+    await person.signs_in(account.email, account.password)
+    await person.page.wait_for_url(f"{person.base}/app/")
+    async with person.page.expect_response("**/app/orders"):
+        pass
+    other = await person.tab("/account")
+    await other.get_by_role("button", name=person.text("signOut")).click()
+    await person.is_at("signinTitle")
+
+    assert {authorization.count(".") for authorization in orders} == {2}
 
 
 # --- how much it is ---------------------------------------------------------------------------------------------------
