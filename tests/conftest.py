@@ -124,6 +124,14 @@ def guarded(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield running
 
 
+@pytest.fixture
+def browser() -> AbstractAsyncContextManager[Any]:
+    """A Chromium for the test, entered around it: tests.browser.Browser."""
+    from tests.browser import Browser
+
+    return Browser()
+
+
 @pytest.fixture(params=["ws", "rest"])
 def either(request: pytest.FixtureRequest, deployment: Deployment) -> Deployment:
     """The shared deployment over each transport: one body proves both."""
