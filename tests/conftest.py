@@ -132,6 +132,14 @@ def guarded(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> I
         yield running
 
 
+@pytest.fixture
+def browser() -> AbstractAsyncContextManager[Any]:
+    """A Chromium for the test, entered around it: tests.browser.Browser."""
+    from tests.browser import Browser
+
+    return Browser()
+
+
 @pytest.fixture(params=["ws", "rest"])
 def either(request: pytest.FixtureRequest, deployment: Deployment) -> Deployment:
     """The shared deployment over each transport: one body proves both."""

@@ -13,6 +13,7 @@ const SLOW = { timeoutMs: 30_000, patienceMs: 60_000 };
 export async function account(app) {
   const { client } = app;
   const root = show("account", { focus: false });
+  $(root, "h1").focus();
   const own = await client.ask("account");
   if (!root.isConnected) return;
   if (own.event !== "account") {
@@ -35,7 +36,6 @@ export async function account(app) {
   password(app, $(root, "[data-password]"), about.email);
   attempts(app, $(root, "[data-attempt]"));
   atLeave(client.on("security_alert", ({ kind }) => toast(t(has(`alert_${kind}`) ? `alert_${kind}` : "alert"))));
-  if (!document.activeElement || document.activeElement === document.body) $(root, "h1").focus();
 }
 
 /** @param {string} iso */

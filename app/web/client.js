@@ -153,6 +153,7 @@ export class Client {
         await this.#pause(this.#backoff(failures));
       }
     }
+    if (this.#token) this.connect(); // to be told when it ends
     return this.session;
   }
 

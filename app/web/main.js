@@ -31,9 +31,15 @@ const wanted = (() => {
   }
 })();
 
+let left = false;
+function leave() {
+  if (!left) location.assign(wanted);
+  left = true;
+}
+
 /** @param {string} path */
 function go(path) {
-  if (path === "/account" && wanted) return location.assign(wanted);
+  if (path === "/account" && wanted) return leave();
   if (path !== location.pathname) history.pushState(null, "", path);
   route();
 }
@@ -57,7 +63,7 @@ async function route() {
     note = "";
     return;
   }
-  if (wanted) return location.assign(wanted);
+  if (wanted) return leave();
   shownFor = client.session.sessionId;
   if (path !== "/account") history.replaceState(null, "", "/account");
   signOut.hidden = false;
