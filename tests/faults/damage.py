@@ -20,7 +20,7 @@ from redis import Redis
 
 from adapters import names
 from app.messages import Lane
-from tests.deployment import CHEAP, OFF, PASSWORD, ROOT, Deployment, free_port, secret
+from tests.deployment import ANY_DEVICE, CHEAP, OFF, PASSWORD, ROOT, Deployment, free_port, secret
 from tests.faults import Figures, NotPossible, Run, Scenario
 from tests.faults.ground import (
     AT_ONCE,
@@ -196,7 +196,7 @@ async def disk_full(run: Run) -> Figures:
     port, log = free_port(), run.folder / "all.out"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FIN_")}
     environ |= {name: secret() for name in ("FIN_EDGE_SECRET", "FIN_WORKER_SECRET", "FIN_PEPPER")}
-    environ |= {**OFF, **CHEAP, **AT_ONCE, "FIN_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    environ |= {**OFF, **CHEAP, **ANY_DEVICE, **AT_ONCE, "FIN_PORT": str(port), "PYTHONPATH": str(ROOT)}
     with small_disk(run.folder / "disk", "8m") as disk, log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "app", "all"),
