@@ -164,20 +164,22 @@ def test_no_secret_and_no_package_index_is_in_the_image_and_nobody_is_root(conta
 @pytest.mark.all
 async def test_a_worker_killed_and_roles_drained_under_load_lose_nothing(containers: Containers) -> None:
     urls = [f"ws://127.0.0.1:{port}/ws" for port in containers.ports]
-    addresses = [new_address() for _ in range(4)]
+    addresses, tokens = [new_address() for _ in range(4)], dict[str, str]()
     async with connect(urls[0]) as client:
         for address in addresses:
             accepted = await client.ask("register", email=address, password=PASSWORD)
             code = await asyncio.to_thread(containers.mailed_code, address)
             confirmed = await client.ask("confirm_email", challenge=accepted.data["challenge"], code=code)
             assert confirmed.event == "email_confirmed", confirmed.data
+            tokens[address] = confirmed.data["deviceToken"]
     until = time.monotonic() + LOAD_SECONDS
     answers: list[str] = []
 
     async def keep_logging_in(address: str) -> None:
         async with steady(*urls) as client:
             while time.monotonic() < until:
-                answer = await client.ask("login", email=address, password=PASSWORD, timeout_ms=25_000)
+                device = {"deviceToken": tokens[address]}
+                answer = await client.ask("login", email=address, password=PASSWORD, timeout_ms=25_000, **device)
                 answers.append(answer.event)
 
     load = [asyncio.create_task(keep_logging_in(address)) for address in addresses * 4]
