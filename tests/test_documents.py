@@ -233,6 +233,7 @@ class Walk:
     async def __call__(self) -> None:
         real, deployment = self.real, self._deployment
         await self._does("register")
+        await deployment.mailed_code(real["email"])  # mails are sent side by side: the newest is known by its turn
         await self._does("resend_confirmation")
         real["code"] = await deployment.mailed_code(real["email"], 2)
         await self._does("confirm_email")
@@ -279,6 +280,7 @@ class Walk:
         async with self._deployment.client() as owner, self._deployment.client(1) as phone:
             await owner.ask("authenticate", accessToken=self.real["accessToken"])
             waits = await detected(phone, Account(self.real["email"], PASSWORD, ""), **PHONE)
+            await self._deployment.mailed_code(self.real["email"], 3)
             login_id = (await pushed(owner, "login_attempt"))["loginId"]
             await self._does("approve_login", loginId=login_id, matchNumber=waits["matchNumber"])
             done = await phone.ask("verify_device", challenge=waits["challenge"])
