@@ -9,31 +9,17 @@ from app import totp
 from app.handlers import HANDLERS, decide
 from app.handlers.common import Context
 from app.messages import EVENTS, KINDS, Code, Kind, Refusal, Request, Tokens
-from app.passwords import Hasher, PasswordCheck
+from app.passwords import PasswordCheck
 from app.records import Account, Device, Facts, Identity, Needs, Origin, Outcome
 from app.settings import Limits, Settings
 from app.tokens import AccessClaims, RefreshToken
-from tests.making import CHEAP, EDGE, MINT, NOW, ORIGIN, PASSWORD, PEPPER, WORKER, account, device, session
+from tests.making import CHEAP, EDGE, MINT, NOW, ORIGIN, PASSWORD, PEPPER, WORKER, Counting, account, device, session
 
 SETTINGS = Settings(argon2=CHEAP, edge_secret=EDGE, worker_secret=WORKER, pepper=PEPPER)
 UNVERIFIED = replace(SETTINGS, device_verification=False)
 OFF = Limits(None, None, None, None, None, None, None)
 HERE = (ORIGIN.node, ORIGIN.connection)
 REST = replace(ORIGIN, connection="")  # nothing can be pushed to it, and it has nothing to be bound to
-
-
-class Counting(Hasher):
-    """The real one, counting its Argon2 evaluations."""
-
-    evaluations = 0
-
-    def hash(self, user_id: str, password: str) -> str:
-        self.evaluations += 1
-        return super().hash(user_id, password)
-
-    def verify(self, record: str, user_id: str, password: str) -> bool:
-        self.evaluations += 1
-        return super().verify(record, user_id, password)
 
 
 HASHER = Counting(CHEAP, PEPPER)

@@ -9,6 +9,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from app.keys import TokenKeys
+from app.passwords import Hasher
 from app.records import Account, Challenge, Device, Identity, Origin, Session
 from app.settings import Argon2, Secret, Secrets
 from app.tokens import Mint
@@ -79,3 +80,17 @@ def session(**changes: Any) -> Session:
 
 def challenge(**changes: Any) -> Challenge:
     return replace(_CHALLENGE, **changes)
+
+
+class Counting(Hasher):
+    """The real one, counting its Argon2 evaluations."""
+
+    evaluations = 0
+
+    def hash(self, user_id: str, password: str) -> str:
+        self.evaluations += 1
+        return super().hash(user_id, password)
+
+    def verify(self, record: str, user_id: str, password: str) -> bool:
+        self.evaluations += 1
+        return super().verify(record, user_id, password)

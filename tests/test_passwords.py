@@ -15,7 +15,7 @@ from zxcvbn.matching import RANKED_DICTIONARIES
 from app.messages import Code
 from app.passwords import NOBODY, Hasher, PasswordCheck, Unverifiable, weakness
 from app.settings import Argon2
-from tests.making import CHEAP, EMAIL, PASSWORD, PEPPER, secret, secrets_of
+from tests.making import CHEAP, EMAIL, PASSWORD, PEPPER, Counting, secret, secrets_of
 
 many = settings(max_examples=200, deadline=None, database=None)
 
@@ -23,20 +23,6 @@ USER = "0wrk1-user"
 HASHER = Hasher(CHEAP, PEPPER)
 RECORD = HASHER.hash(USER, PASSWORD)
 PHC = RECORD.partition(":")[2]
-
-
-class Counting(Hasher):
-    """The real one, counting its Argon2 evaluations."""
-
-    evaluations = 0
-
-    def hash(self, user_id: str, password: str) -> str:
-        self.evaluations += 1
-        return super().hash(user_id, password)
-
-    def verify(self, record: str, user_id: str, password: str) -> bool:
-        self.evaluations += 1
-        return super().verify(record, user_id, password)
 
 
 def test_a_record_verifies_its_password_and_no_other() -> None:
