@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from tests.faults import Figures, NotPossible, Run, Scenario
@@ -59,51 +59,47 @@ async def rabbit_worker_killed(run: Run) -> Figures:
 
 async def rabbit_killed(run: Run) -> Figures:
     """RabbitMQ dies under load and is started again: nothing confirmed is lost, and logins work soon after."""
-    kills, choices = run.size(test=3, full=20), run.random
+
+    async def kill(play: Stage, server: Server) -> float:
+        await server.kill()
+        play.kills["rabbitmq"] += 1
+        await server.restart()
+        return time.monotonic()
+
+    return await _interrupted(run, run.size(test=3, full=20), kill)
+
+
+async def rabbit_cut(run: Run) -> Figures:
+    """RabbitMQ closes every connection under load: all go on over new ones, and nothing is lost or done twice."""
+
+    async def cut(play: Stage, server: Server) -> float:
+        await server.control("close_all_connections", "for a test")
+        return time.monotonic()
+
+    cuts = run.size(test=3, full=20)
+    return {**await _interrupted(run, cuts, cut), "cuts": cuts}
+
+
+async def _interrupted(run: Run, times: int, interrupt: Callable[[Stage, Server], Awaitable[float]]) -> Figures:
+    """`interrupt` says when RabbitMQ could be reached again."""
     back: list[float] = []
     async with with_rabbit(run) as (play, server), Load.on(play.deployment, run.seed, SHAPE) as load:
         hand = load.hand()
         hand.patient = False
         address = await hand.sign_up()
         await asyncio.sleep(WRITTEN_DOWN_SECONDS)  # for its queues to be such as survive
-        for n in range(kills):
-            run.say(f"{load.requests} requests, {n} kills")
-            await load.more(choices.randint(100, 300))
-            await server.kill()
-            play.kills["rabbitmq"] += 1
-            await server.restart()
-            answers = time.monotonic()
+        for n in range(times):
+            run.say(f"{load.requests} requests, {n} of {times} times")
+            await load.more(run.random.randint(100, 300))
+            there = await interrupt(play, server)
             await insist(lambda: hand.login(address))
-            back.append(time.monotonic() - answers)
+            back.append(time.monotonic() - there)
         await load.more(200)
         log = await load.stop()
         play.audit(log, AWAY)
         play.all_live()
-    assert max(back) <= BACK_SECONDS, f"a login worked {max(back):.1f} s after RabbitMQ answered"
+    assert max(back) <= BACK_SECONDS, f"a login worked {max(back):.1f} s after RabbitMQ could be reached"
     return {**play.figures(log), "login after s": round(max(back), 2)}
-
-
-async def rabbit_cut(run: Run) -> Figures:
-    """RabbitMQ closes every connection under load: all go on over new ones, and nothing is lost or done twice."""
-    cuts, choices = run.size(test=3, full=20), run.random
-    back: list[float] = []
-    async with with_rabbit(run) as (play, server), Load.on(play.deployment, run.seed, SHAPE) as load:
-        hand = load.hand()
-        hand.patient = False
-        address = await hand.sign_up()
-        for n in range(cuts):
-            run.say(f"{load.requests} requests, {n} cuts")
-            await load.more(choices.randint(100, 300))
-            await server.control("close_all_connections", "for a test")
-            cut = time.monotonic()
-            await insist(lambda: hand.login(address))
-            back.append(time.monotonic() - cut)
-        await load.more(200)
-        log = await load.stop()
-        play.audit(log, AWAY)
-        play.all_live()
-    assert max(back) <= BACK_SECONDS, f"a login worked {max(back):.1f} s after the cut"
-    return {**play.figures(log), "cuts": cuts, "login after s": round(max(back), 2)}
 
 
 async def rabbit_worker_stopped(run: Run) -> Figures:
