@@ -23,7 +23,7 @@ from adapters.amqp_queues import DELIVERY_LIMIT, PROBE, Queues
 from adapters.lua import UNDO
 from adapters.redis_link import Batch, Link
 from adapters.redis_state import GatewayState, WorkerState, letter, to_entry, to_fields, to_map, to_reply
-from adapters.redis_store import DONE_KEPT_MS, Post, RedisStore
+from adapters.redis_store import DONE_KEPT_MS, REPLIES_KEPT, REPLIES_KEPT_MS, Post, RedisStore, text
 from app.messages import Lane
 from app.ports import (
     Admitted,
@@ -160,10 +160,11 @@ class RabbitGateway(GatewayState):
         await asyncio.gather(self._line.channel(), self._inbox.open())
 
     async def _undo(self, entry: Entry) -> None:
-        keys = [names.done(entry.rid), self.holds(entry.lane)]
+        keys, word = [names.done(entry.rid), self.holds(entry.lane)], entry.in_vain or Signed(b"", b"")
         if entry.same and not entry.replay:
             keys += [names.same(entry.same), names.joined(entry.same)]
-        await self._batch.script(UNDO, keys, entry.rid, DONE_KEPT_MS)
+        about = (names.REPLIES, REPLIES_KEPT, REPLIES_KEPT_MS, text(word.body), text(word.mac))
+        await self._batch.script(UNDO, keys, entry.rid, DONE_KEPT_MS, *about)
 
     def _is_new(self, id: str) -> bool:
         """What a worker tells again after a failure has been told already, perhaps."""

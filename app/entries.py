@@ -192,7 +192,8 @@ class OpenedFailure:
 
 @dataclass(frozen=True)
 class OpenedWord:
-    """The request that `same` names has ended: with an error `code` for all who joined it, or recorded."""
+    """The request that `same` names has ended: with an error `code` for all who joined it, or they are to ask again what
+    became of it."""
 
     same: str
     code: Code | None

@@ -47,7 +47,8 @@ class Entry:
     box: bytes = field(repr=False)
     same: str = ""  # what identifies it among requests sent with a key: entries.sameness
     replay: bool = False  # asks for what became of the request that `same` names
-    formerly: tuple[str, ...] = ()  # what else may identify it: for `admit` alone, it does not travel
+    formerly: tuple[str, ...] = ()  # what else may identify it: for `admit` alone, like the next; they do not travel
+    in_vain: Signed | None = field(default=None, repr=False)  # word to those who joined it, should it not be queued
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,8 @@ class GatewayBroker(Protocol):
 
         Admitted means durable: it survives the death of any process, and of the broker. Unavailable means that it may
         be queued all the same; the caller tells its client `unavailable` and drops a reply that comes. Never sent a
-        second time by itself: one call queues one entry or none.
+        second time by itself: one call queues one entry or none. Whoever has joined one that was not queued after all
+        is told `entry.in_vain` at once.
         """
         ...
 

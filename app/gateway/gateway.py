@@ -232,9 +232,12 @@ class Gateway:
         entry = entries.pack_request(
             pending.envelope, pending.rid, frame, pending.origin, deadline, pending.same, replay=replay
         )
+        if pending.same and not replay:
+            in_vain = entries.sign_word(self._edge, pending.same, None, None)
+            entry = replace(entry, formerly=pending.formerly, in_vain=in_vain)
         try:
             patience = ADMIT_PATIENCE_SECONDS if self._waiting and entry.lane is Lane.HASH else 0.0
-            answer = await self._broker.admit(replace(entry, formerly=pending.formerly), patience)
+            answer = await self._broker.admit(entry, patience)
         except Unavailable:  # it may be in its lane all the same
             self._in_flight.give_up(pending, Code.UNAVAILABLE, UNAVAILABLE_RETRY_MS)
             return

@@ -10,11 +10,12 @@ import pytest
 
 from app import entries
 from app.messages import Code, Lane
-from app.ports import Admitted, Expired, Full, Known, Record
-from tests.brokers.ground import Answer, Ground, named, rid_of, rids, vitals
+from app.ports import Admitted, Expired, Full, Known, Record, Unavailable
+from tests.brokers.ground import Answer, Ground, entry, named, rid_of, rids, until, vitals
 from tests.making import EDGE
 
 WORD = entries.sign_word(EDGE, "mac", None, None)
+IN_VAIN = entries.sign_word(EDGE, "mac", Code.UNAVAILABLE, None)
 
 
 def record(box: bytes | None = b"outcome\x00\xff", session_id: str = "") -> Record:
@@ -32,11 +33,11 @@ async def test_an_admitted_request_arrives_as_it_was_sent(ground: Ground, lane: 
     now = await gateway.now()
     await gateway.send("rid", lane=lane, same=same, replay=replay, box=box)
     delivery = await worker.receive_one(lane)
-    entry = delivery.entry
-    assert entry is not None
-    assert (entry.rid, entry.node, entry.event, entry.lane) == ("rid", "asker", "login", lane)
-    assert (entry.wrapped, entry.box, entry.same, entry.replay) == (b"wrapped\x00\xff\r\n", box, same, replay)
-    assert 25_000 <= entry.deadline - now < 30_000
+    arrived = delivery.entry
+    assert arrived is not None
+    assert (arrived.rid, arrived.node, arrived.event, arrived.lane) == ("rid", "asker", "login", lane)
+    assert (arrived.wrapped, arrived.box, arrived.same, arrived.replay) == (b"wrapped\x00\xff\r\n", box, same, replay)
+    assert 25_000 <= arrived.deadline - now < 30_000
     assert (delivery.lane, delivery.deliveries) == (lane, 1)
 
 
@@ -250,3 +251,23 @@ async def test_a_buried_request_tells_who_joined_and_can_be_sent_again(ground: G
     await worker.broker.bury(delivery, "reason", None, Record("mac", "", None, word), ())
     assert await gateway.hears(1) == [replace(word, rid="second")]
     await gateway.send("third", same="mac")
+
+
+async def test_who_joined_one_that_may_not_have_been_queued_is_told_of_its_end_or_at_once_that_it_was_in_vain(
+    ground: Ground,
+) -> None:
+    gateway, worker = await ground.pair()
+    joins = await ground.gateway("elsewhere", most=0)  # lets nothing in
+    asked = entry("first", await gateway.now() + 20_000, same="mac", in_vain=IN_VAIN)
+
+    async def has_joined() -> bool:
+        return joined(await joins.ask("second", same="mac"))
+
+    with gateway.wires[ground.adapter.servers[0]].deaf():
+        asking = asyncio.create_task(gateway.broker.admit(asked, 0.0))
+        await until(has_joined, "a request that can be joined")
+        with pytest.raises(Unavailable):
+            await asking
+    ended = [await worker.settle(delivery, record=record()) for delivery in await worker.receive()]
+    assert await joins.hears(1) == [replace(WORD if ended == ["settled"] else IN_VAIN, rid="second")]
+    assert isinstance(await gateway.ask("third", same="mac"), Known if ended == ["settled"] else Admitted)

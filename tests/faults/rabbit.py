@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from tests.faults import Figures, NotPossible, Run, Scenario
 from tests.faults.audit import Allowed
 from tests.faults.load import NOBODY, Load, Shape
-from tests.faults.redis import AWAY, insist
+from tests.faults.redis import insist
 from tests.faults.stage import Stage, stage
 from tests.faults.worker import STORM, STRANDED_SECONDS, busy_again, joins
 from tests.running import WRITTEN_DOWN_SECONDS
@@ -21,6 +21,7 @@ from tests.servers import Kind, Server, locate, server_of
 BACK_SECONDS = 5.0  # the promise: from RabbitMQ's first answer to a login that works
 FULL_SECONDS = 3.0
 REFUSED_SECONDS = 3.0  # no answer may take longer while RabbitMQ confirms nothing
+AWAY = Allowed(errors=frozenset({"unavailable"}))  # Redis, who knows what was let in, is there: nothing confirmed is late
 SHAPE = Shape(owners=12, guessers=8, registrants=4)
 Played = tuple[Stage, Server]
 
