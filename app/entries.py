@@ -192,8 +192,7 @@ class OpenedFailure:
 
 @dataclass(frozen=True)
 class OpenedWord:
-    """The request that `same` names has ended: with an error `code` for all who joined it, or they are to ask again what
-    became of it."""
+    """The request that `same` names has ended: who joined it is told the error `code`, or asks what became of it."""
 
     same: str
     code: Code | None

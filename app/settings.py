@@ -231,6 +231,8 @@ def _read(env: _Reader, roles: tuple[str, ...], cores: int) -> Settings:
     mail_server, in_the_clear = env.smtp("FIN_MAIL_URL", mail_url)
     argon2, weak = env.argon2("FIN_ARGON2")
     failpoints, armed = env.failpoints("FIN_TEST_FAILPOINTS")
+    if failpoints and broker_url and broker_url.startswith("amqp"):
+        env.fault("FIN_TEST_FAILPOINTS", "works only where FIN_BROKER_URL names no RabbitMQ")
     off_or = env.limit
     return Settings(
         host=host,

@@ -35,8 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What looks for everybody's secrets comes last. With another broker, what is about streams is left out."""
+    """What looks for everybody's secrets comes last. With another broker: what deploys, and is not about streams."""
     if config.getoption("--broker") != "redis":
+        items[:] = [item for item in items if _deploys(item)]
         about_streams = pytest.mark.skip(
             reason="about Redis's streams, or what only they promise: ARCHITECTURE.md, Another broker"
         )
@@ -44,6 +45,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker("streams"):
                 item.add_marker(about_streams)
     items.sort(key=lambda item: item.path.name == "test_secrecy.py")
+
+
+def _deploys(item: pytest.Item) -> bool:
+    return "databases" in getattr(item, "fixturenames", ()) and item.path.parent.name != "store"
 
 
 @pytest.hookimpl(tryfirst=True)

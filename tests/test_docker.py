@@ -23,7 +23,11 @@ from app.client import connect, steady
 from tests.deployment import PASSWORD, ROOT, new_address
 
 COPIED = ("app", "adapters", "docker", "requirements.lock", "setup.sh", ".dockerignore")
-LOCAL = {"FIN_BASE_IMAGE": "local/python:3.11", "FIN_REDIS_IMAGE": "local/redis:7.0"}  # where no registry is reached
+LOCAL = {  # where no registry is reached
+    "FIN_BASE_IMAGE": "local/python:3.11",
+    "FIN_REDIS_IMAGE": "local/redis:7.0",
+    "FIN_RABBITMQ_IMAGE": "local/rabbitmq:3.10",
+}
 HEALTHY_SECONDS = 60
 DRAIN_SECONDS = 15  # PROTOCOL.md
 BUILD_SECONDS = 600
@@ -82,8 +86,8 @@ def two_ports() -> tuple[int, int]:
             return port, port + 1
 
 
-@pytest.fixture(scope="module")
-def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
+def containers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
     """Two gateways, three workers and a mailer, started from a copy of the checkout with a .env of its own."""
     if not shutil.which("docker") or subprocess.run(["docker", "info"], capture_output=True, timeout=60).returncode:
         pytest.skip("no Docker engine answers on this machine")
@@ -110,6 +114,11 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]
         "FIN_PUBLIC_URL": f"http://127.0.0.1:{ports[0]}",
         "GATEWAY_PORTS": f"127.0.0.1:{ports[0]}-{ports[1]}",
     }
+    if request.param == "rabbitmq":
+        password = secrets.token_hex(16)
+        environ["COMPOSE_PROFILES"] = "rabbitmq"
+        environ["RABBITMQ_PASSWORD"] = password
+        environ["FIN_BROKER_URL"] = f"amqp://finthenticate:{password}@rabbitmq:5672/"
     running = Containers(folder, environ, ["docker", "compose"] if plugin else ["docker-compose"], ports)
     try:
         serves = said("./setup.sh", "--docker", cwd=folder, env=environ, seconds=BUILD_SECONDS)

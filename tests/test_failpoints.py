@@ -23,6 +23,7 @@ DONE_BY_REDIS = ("settling", "settled")
 
 
 @pytest.mark.all
+@pytest.mark.streams
 @pytest.mark.parametrize("point", FAILPOINTS)
 async def test_a_worker_dies_at_its_point_and_another_ends_what_it_had_begun(
     redis_url: str, tmp_path: Path, point: str
@@ -74,6 +75,12 @@ def test_points_chances_prefix_and_seed_are_read() -> None:
     assert read("settling=1/300 checked=2/4@poison- seed=7").failpoints == Failpoints(
         (Failpoint("settling", 1 / 300), Failpoint("checked", 0.5, "poison-")), 7
     )
+
+
+def test_beside_rabbitmq_it_is_a_fault() -> None:
+    with pytest.raises(SettingsFault) as told:
+        Settings.from_env({NAME: "settled=1/2", "FIN_BROKER_URL": "amqp://localhost"})
+    assert any(fault.startswith(NAME) for fault in told.value.faults)
 
 
 def test_without_the_setting_there_is_nothing_and_with_it_there_is_a_warning() -> None:

@@ -428,6 +428,7 @@ async def test_a_deployment_is_shown_without_any_of_its_secrets(deployment: Depl
     assert all(any(line.startswith(one["name"]) for line in lines) for one in alive)
 
 
+@pytest.mark.streams
 async def test_workers_that_ended_well_leave_no_name_and_who_was_killed_is_gone(redis_url: str, tmp_path: Path) -> None:
     with Deployment.start(tmp_path, redis_url, workers=3, mailers=0) as running:
         async with operator(redis_url) as (found, redis):
