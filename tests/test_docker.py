@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -73,6 +74,18 @@ def health(container: str) -> str:
     return str(inspect(container)["State"]["Health"]["Status"])
 
 
+def wait_ready(port: int) -> None:
+    until = time.monotonic() + HEALTHY_SECONDS
+    while True:
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+                assert answer.status == 200
+                return
+        except OSError as not_yet:  # HTTPError is one too
+            assert time.monotonic() < until, f"the gateway at {port} is not ready: {not_yet}"
+            time.sleep(0.2)
+
+
 def two_ports() -> tuple[int, int]:
     """Free, and one after the other."""
     while True:
@@ -124,6 +137,8 @@ def containers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         serves = said("./setup.sh", "--docker", cwd=folder, env=environ, seconds=BUILD_SECONDS)
         assert f"http://127.0.0.1:{ports[0]}" in serves or f"http://127.0.0.1:{ports[1]}" in serves, serves
         running.composed("up", "-d", "--scale", "gateway=2", "--scale", "worker=3")
+        for port in ports:
+            wait_ready(port)
         yield running
     finally:
         running.composed("down", "--volumes", "--remove-orphans", "--timeout", "20")
