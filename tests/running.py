@@ -248,7 +248,7 @@ class LocalRabbitMQ(Local):
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_MNESIA_BASE": str(folder / "data"),
             "RABBITMQ_LOG_BASE": str(folder / "logs"),
-            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.config"),
             "RABBITMQ_CONF_ENV_FILE": str(folder / "none"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
             # a node that waits for work does not spin: there are other processes on this machine
@@ -262,7 +262,7 @@ class LocalRabbitMQ(Local):
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         (self._folder / "plugins").write_text("[].\n")
-        (self._folder / "rabbitmq.conf").write_text("disk_free_limit.absolute = 1MB\n")
+        (self._folder / "rabbitmq.config").write_text("[{rabbit, [{disk_free_limit, 1000000}]}].\n")
         if self._epmd is None:  # RabbitMQ would start one that outlives it
             port = self._environ["ERL_EPMD_PORT"]
             self._epmd = self._popen(["epmd", "-address", "127.0.0.1", "-port", port], self._environ)

@@ -45,11 +45,12 @@ class Adapter:
 SHORT = {
     "TAKEN_OVER_AFTER_MS": 500,
     "SPOKEN_FOR_MS": 100,
-    "NODE_LIVES_MS": 1000,
-    "WORKER_LIVES_MS": 1000,
+    "NODE_LIVES_MS": 600,
+    "WORKER_LIVES_MS": 600,
     "BLOCK_MS": 50,
     "BLOCK_SECONDS": 1.0,
     "TAKE_SECONDS": 0.05,
+    "ANSWER_SECONDS": 0.5,
     "LEFT_SECONDS": 0.1,
     "MAILS_KEPT": 3,
 }

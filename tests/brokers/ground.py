@@ -235,8 +235,7 @@ class Ground:
         for other in self._others:
             await other.__aexit__()
         try:
-            for side in self._sides:
-                await asyncio.wait_for(side.broker.close(), CLOSE_SECONDS)
+            await asyncio.wait_for(asyncio.gather(*(side.broker.close() for side in self._sides)), CLOSE_SECONDS)
         finally:
             for side in self._sides:
                 await side.wires.close()

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import ExitStack
 from functools import partial
 
 import pytest
@@ -31,17 +31,6 @@ from tests.brokers.ground import (
 
 TOLD_SECONDS = 8.0  # until whoever asks a server that is away, hangs or is full is told so
 BACK_SECONDS = 10.0  # from a server's return until it is used again
-
-
-@pytest.mark.mortal
-async def test_what_was_admitted_survives_the_death_of_every_server(ground: Ground) -> None:
-    gateway = await ground.gateway()
-    await gateway.send(*named(30))
-    async with AsyncExitStack() as stack:
-        for kind in ground.servers:
-            await stack.enter_async_context(ground.killed(kind))
-    settled = await settle_all(await ground.worker(), dict.fromkeys(named(30), "admitted"))
-    assert sorted(await gateway.answers(30)) == sorted(settled)
 
 
 @pytest.mark.mortal
@@ -91,24 +80,7 @@ async def test_of_what_is_asked_while_a_server_dies_all_that_was_admitted_is_the
 
 
 @pytest.mark.mortal
-async def test_what_was_in_hand_when_a_server_died_is_settled_once(ground: Ground) -> None:
-    gateway, worker = await ground.pair()
-    await gateway.send(*named(10))
-    held = await worker.receive(10)
-    async with ground.killed(ground.adapter.servers[0]):
-        pass
-    states = [await insist(partial(worker.settle, d, verdict=Verdict.FAILED, limits=(TRIES,))) for d in held]
-    assert set(states) == {"settled"}
-    other = await ground.worker()
-    assert sorted(rids_of(await ground.echo(gateway, other))) == named(10)
-    for delivery in (*await other.take(), *await other.reap()):
-        assert await other.settle(delivery) == "done"
-    assert await other.spent(TRIES, 10)
-    assert sorted(rids_of(await ground.echo(gateway, other)))[-10:] == named(10)
-
-
-@pytest.mark.mortal
-async def test_replies_that_were_not_read_survive_the_death_of_the_server_and_a_reader_goes_on_after_it(
+async def test_when_the_server_died_what_was_in_hand_is_settled_once_and_replies_that_were_not_read_are_there(
     ground: Ground,
 ) -> None:
     reader, worker = await ground.pair()
@@ -117,11 +89,19 @@ async def test_replies_that_were_not_read_survive_the_death_of_the_server_and_a_
     await reader.send("before")
     await worker.serve(6)
     await reader.hears(1)
+    held_ones = [f"held {rid}" for rid in named(10)]
+    await reader.send(*held_ones)
+    held = await worker.receive(10)
     async with ground.killed(ground.adapter.servers[0]):
         pass
-    await insist(lambda: reader.send("after"))
-    await insist(partial(worker.settle, await worker.receive_named("after")))
-    assert await reader.answers(2) == ["before", "after"]
+    states = [await insist(partial(worker.settle, d, verdict=Verdict.FAILED, limits=(TRIES,))) for d in held]
+    assert set(states) == {"settled"}
+    other = await ground.worker()
+    assert sorted(rids_of(await ground.echo(reader, other))) == sorted(["before", *held_ones])
+    for delivery in (*await other.take(), *await other.reap()):
+        assert await other.settle(delivery) == "done"
+    assert await other.spent(TRIES, 10)
+    assert sorted(rids_of(await ground.echo(reader, other))) == sorted(["before", *held_ones])
     assert await late.answers(5) == named(5)
 
 

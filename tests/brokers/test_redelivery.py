@@ -49,20 +49,6 @@ async def test_each_time_it_is_handed_out_it_counts(ground: Ground) -> None:
     assert counts == [1, 2, 3, 4]
 
 
-async def test_what_a_hanging_worker_holds_is_handed_to_another(ground: Ground) -> None:
-    gateway, worker = await ground.pair()
-    await gateway.send("rid")
-    held = await worker.receive_one()
-    with worker.wires.frozen():
-        other = await ground.worker()
-        delivery = await other.receive_one()
-        assert delivery.deliveries == 2
-        assert await other.settle(delivery) == "settled"
-    assert await insist(lambda: worker.settle(held)) == "done"
-    assert await gateway.answers() == ["rid"]
-    assert await other.take() == []
-
-
 @pytest.mark.parametrize("first", ["who had it", "who has it"])
 async def test_of_two_who_hold_the_same_the_first_settles_it_and_the_other_does_nothing(
     ground: Ground, first: str
@@ -226,10 +212,17 @@ async def test_with_the_times_of_a_deployment_a_dead_workers_work_is_anothers_wi
 
 @pytest.mark.all
 @pytest.mark.unhurried
-async def test_with_the_times_of_a_deployment_a_hanging_workers_work_is_anothers_within_seconds(ground: Ground) -> None:
+async def test_with_the_times_of_a_deployment_what_a_hanging_worker_holds_is_anothers_within_seconds(
+    ground: Ground,
+) -> None:
     gateway, worker = await ground.pair()
     other = await ground.worker()
     await gateway.send("rid")
-    await worker.receive_one()
+    held = await worker.receive_one()
     with worker.wires.frozen():
-        assert (await other.receive_one(seconds=REAL_SECONDS)).deliveries == 2
+        delivery = await other.receive_one(seconds=REAL_SECONDS)
+        assert delivery.deliveries == 2
+        assert await other.settle(delivery) == "settled"
+    assert await insist(lambda: worker.settle(held)) == "done"
+    assert await gateway.answers() == ["rid"]
+    assert await other.take() == []
