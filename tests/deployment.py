@@ -89,6 +89,9 @@ def check_frame(raw: bytes) -> dict[str, Any]:
     return frame
 
 
+BEGUN = {"gateway": '"listening"', "worker": '"working"', "mailer": '"mailing"'}  # what a role logs then
+
+
 @dataclass
 class Process:
     role: str
@@ -104,8 +107,14 @@ class Process:
         self.popen.send_signal(signal.SIGCONT)
 
     def terminate(self) -> None:
+        """Once, and when it can hear it: one that has hardly begun would be killed by the signal."""
         if not self.told:
             self.told = True
+            until = time.monotonic() + START_SECONDS
+            while self.popen.poll() is None and BEGUN[self.role] not in self.log.read_text(errors="replace"):
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.02)
             self.popen.terminate()
 
     def end(self) -> int:

@@ -26,7 +26,7 @@ from adapters.embedded_redis import EmbeddedRedis
 from app.supervisor import supervise
 data = Path(sys.argv[1])
 async def ready():
-    return (data / "role").exists() and (data / "child").exists()
+    return all((data / name).exists() and (data / name).read_text() for name in ("role", "child"))
 def say():
     print("ready", flush=True)
 role = ["sh", "-c", f"sleep 60 & echo $! > '{data}/child'; echo $$ > '{data}/role'; wait"]
