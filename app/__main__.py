@@ -35,7 +35,7 @@ from adapters.smtp import SmtpMailer
 from app import logs, tokens
 from app.gateway.gateway import Gateway
 from app.gateway.pages import mailbox_of
-from app.gateway.server import create_app, listen, serve
+from app.gateway.server import create_app, create_ops_app, listeners, serve
 from app.keys import Ring
 from app.mail.mailer import MailerLoop
 from app.operator.audit import USAGE as AUDIT_USAGE
@@ -44,6 +44,7 @@ from app.operator.dead import USAGE as DEAD_USAGE
 from app.operator.dead import Dead
 from app.operator.keys import USAGE as KEYS_USAGE
 from app.operator.keys import keys_command
+from app.operator.metrics import Metrics
 from app.operator.status import USAGE as STATUS_USAGE
 from app.operator.status import Status
 from app.operator.users import USAGE as USERS_USAGE
@@ -172,7 +173,8 @@ def _operate(command: Command[T], of: Callable[[Settings, Link], T]) -> int:
 
 async def _all(settings: Settings) -> int:
     with only_one(settings.data_dir):
-        listen(settings).close()  # a taken port is said before anything is started
+        for listener in listeners(settings):  # a taken port is said before anything is started
+            listener.close()
         server = None if settings.redis_url else EmbeddedRedis(settings.data_dir)
         commands = {role: [sys.executable, "-m", "app", role] for role in ROLES}
         return await supervise(
@@ -181,7 +183,7 @@ async def _all(settings: Settings) -> int:
 
 
 async def _gateway(settings: Settings) -> int:
-    listener = listen(settings)
+    sockets = listeners(settings)
     url = await _redis_url(settings)
     keys = KeyFiles(settings.data_dir)
     node = f"{tokens.SHARD}-{secrets.token_urlsafe(9)}"
@@ -190,14 +192,19 @@ async def _gateway(settings: Settings) -> int:
         if settings.amqp_url
         else redis_streams.gateway(url, node, settings.max_queue)
     )
-    gateway = Gateway(settings, broker, node, keys.seal_keys(Ring.SEAL, private=False))
+    operator = _queue(settings, Link(url, "metrics"))
+    metrics = Metrics(operator.look, settings.max_queue)
+    gateway = Gateway(settings, broker, node, keys.seal_keys(Ring.SEAL, private=False), metrics)
     token_keys = keys.token_keys(private=False)
-    app = create_app(settings, gateway, lambda: tokens.jwks(token_keys.public))
+    apps = [create_app(settings, gateway, lambda: tokens.jwks(token_keys.public)), create_ops_app(metrics)]
     drains: list[asyncio.Task[None]] = []
     _on_signals(lambda: drains.append(asyncio.create_task(gateway.drain())))
     log.info("listening", extra={"fields": {"host": settings.host, "port": settings.port, "node": node}})
     # It acknowledges nothing, so it need not wait for the verdict on its store: it says `unavailable` until then.
-    return await _run(settings, url, partial(serve, app, gateway, listener), keys)
+    try:
+        return await _run(settings, url, partial(serve, gateway, dict(zip(sockets, apps))), keys)
+    finally:
+        await operator.close()
 
 
 async def _worker(settings: Settings) -> int:

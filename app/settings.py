@@ -69,6 +69,7 @@ class Secrets:
         return next((secret for secret in self.versions if secret.kid == kid), None)
 
 
+MOST_PORT = 65535
 NO_SECRETS = Secrets((Secret("none", b""),))
 SECRET_RINGS = {"edge": "FIN_EDGE_SECRET", "worker": "FIN_WORKER_SECRET", "pepper": "FIN_PEPPER"}
 
@@ -118,6 +119,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    ops_port: int | None = 8001  # None: no /metrics
     redis_url: str | None = field(default=None, repr=False)
     amqp_url: str | None = field(default=None, repr=False)  # None: Redis is the broker too
     deployment: str = "finthenticate"
@@ -218,7 +220,8 @@ FAILPOINTS = "taken checked decided settling settled".split()
 
 def _read(env: _Reader, roles: tuple[str, ...], cores: int) -> Settings:
     host = env.text("FIN_HOST", "127.0.0.1")
-    port = env.integer("FIN_PORT", 8000, 1, 65535)
+    port = env.integer("FIN_PORT", 8000, 1, MOST_PORT)
+    ops_port = env.port_or_off("FIN_OPS_PORT", port + 1)
     url_host = f"[{host}]" if ":" in host else host
     redis_url = env.url("FIN_REDIS_URL", ("redis", "rediss", "unix"))
     broker_url = env.url("FIN_BROKER_URL", ("redis", "rediss", "unix", "amqp", "amqps"))
@@ -237,6 +240,7 @@ def _read(env: _Reader, roles: tuple[str, ...], cores: int) -> Settings:
     return Settings(
         host=host,
         port=port,
+        ops_port=ops_port,
         redis_url=redis_url,
         amqp_url=broker_url if broker_url and broker_url.startswith("amqp") else None,
         deployment=deployment,
@@ -303,6 +307,11 @@ class _Reader:
             self.fault(name, f"must be a whole number of at least 1, or off, not {raw!r}")
             return default
         return int(raw)
+
+    def port_or_off(self, name: str, default: int) -> int | None:
+        if self.text(name, "off" if default > MOST_PORT else "") == "off":
+            return None
+        return self.integer(name, default, 1, MOST_PORT)
 
     def choice(self, name: str, choices: tuple[str, ...]) -> str:
         raw = self.text(name, choices[0])

@@ -28,7 +28,7 @@ FIN_MAILS_PER_IP | 30 | mails caused by one network an hour
 FIN_MAILS_PER_ACCOUNT | 5 | mails to one address an hour
 FIN_CONNECTIONS_PER_IP | 1000 | connections of one address to one gateway
 FIN_MESSAGES_PER_SECOND | 20 | messages of one connection
-FIN_OPS_PORT | *FIN_PORT + 1* | accepted, and has no effect yet
+FIN_OPS_PORT | *FIN_PORT + 1* | `/metrics` of a gateway, on 127.0.0.1 alone; or `off`
 FIN_DURABILITY | strict | `relaxed` starts on a Redis that can lose what it acknowledged
 FIN_MAX_QUEUE | 2000 | requests in a lane before `overloaded`
 FIN_HASH_THREADS | *number of cores* | Argon2 at once in one worker, 19 MiB each with the default cost

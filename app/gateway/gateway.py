@@ -22,6 +22,7 @@ from app.gateway.socket import Socket
 from app.gateway.waiting import Waiting
 from app.keys import SealKeys
 from app.messages import BadFrame, Code, Connected, Draining, Frame, Lane, refusal
+from app.operator.metrics import Metrics
 from app.ports import Admitted, Expired, Full, GatewayBroker, Known, Unavailable
 from app.rules import iso, network_of
 from app.sealing import Envelope, Sealer
@@ -47,13 +48,18 @@ FLOODING, GOING_AWAY = 4429, 1001
 class Gateway:
     """One node. `run` serves until `drain` has been called and has finished."""
 
-    def __init__(self, settings: Settings, broker: GatewayBroker, node: str, seal_keys: SealKeys) -> None:
+    def __init__(
+        self, settings: Settings, broker: GatewayBroker, node: str, seal_keys: SealKeys, metrics: Metrics
+    ) -> None:
         self._settings, self._broker, self._node = settings, broker, node
         self._edge = settings.edge_secret
         self._sealer = Sealer(seal_keys, self._edge, "request")
         self.connections = Connections()
         self._waiting = Waiting()
-        self._in_flight = InFlight(self._waiting, self._cancel)
+        self._in_flight = InFlight(self._waiting, self._cancel, metrics)
+        self._metrics = metrics
+        metrics.gauge("connections", "Open WebSockets.", lambda: len(self.connections))
+        metrics.gauge("requests_in_flight", "Requests without an answer yet.", lambda: len(self._in_flight))
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers = Answers(self.connections, self._in_flight, broker, node, self._edge, self._anew, self._later)
         self._enveloped = time.monotonic()
@@ -185,6 +191,7 @@ class Gateway:
         """A decoded request: its caller gets exactly one `end`, at once or by its deadline."""
         wrong = self._refused(caller, frame, bucket, left)
         if wrong is not None:
+            self._metrics.refused(frame.kind.event, wrong.code)
             caller.end("error", frame.id, messages.encode_data(wrong))
         else:
             self._later(self._admit(self._begin(caller, frame)))

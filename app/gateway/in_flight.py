@@ -12,6 +12,7 @@ from app.entries import OpenedReply
 from app.gateway.connections import Pending
 from app.gateway.waiting import Waiting
 from app.messages import Code, refusal
+from app.operator.metrics import Metrics
 
 log = logging.getLogger("finthenticate")
 
@@ -23,10 +24,13 @@ LATE_SECONDS = 5.0  # a reply can come this much after its deadline: settled jus
 class InFlight:
     """By request id. `expired` is told of each that its own timer ends, before it does."""
 
-    def __init__(self, waiting: Waiting, expired: Callable[[Pending], None]) -> None:
-        self._waiting, self._expired = waiting, expired
+    def __init__(self, waiting: Waiting, expired: Callable[[Pending], None], metrics: Metrics) -> None:
+        self._waiting, self._expired, self._metrics = waiting, expired, metrics
         self._all: dict[str, Pending] = {}
         self._late: dict[str, Pending] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
 
     def __contains__(self, pending: Pending) -> bool:
         return pending.rid in self._all
@@ -80,8 +84,9 @@ class InFlight:
             for event, data in reply.progress:
                 caller.progress(event, pending.frame.id, data)
             caller.end(reply.event, pending.frame.id, reply.data)
-        milliseconds = round((time.monotonic() - pending.started) * 1000, 1)
-        fields = {"request": pending.rid, "event": pending.frame.kind.event, "code": reply.code, "ms": milliseconds}
+        seconds, kind = time.monotonic() - pending.started, pending.frame.kind
+        self._metrics.ended(kind.event, reply.event, reply.code, kind.lane, seconds)
+        fields = {"request": pending.rid, "event": kind.event, "code": reply.code, "ms": round(seconds * 1000, 1)}
         log.info("answered" if caller else "nobody to answer", extra={"fields": fields})
 
     def give_up(self, pending: Pending, code: Code, retry_after_ms: int | None = None) -> None:

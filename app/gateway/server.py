@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import socket as sockets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import orjson
+from prometheus_client import CONTENT_TYPE_LATEST
 from sanic import HTTPResponse, Sanic
 from sanic import json as json_response
 from sanic.exceptions import SanicException
@@ -20,6 +21,7 @@ from app.gateway.pages import Pages
 from app.gateway.rest import Rest, plain_refusal
 from app.gateway.socket import Protocol, Socket
 from app.messages import MAX_MESSAGE_BYTES
+from app.operator.metrics import Metrics
 from app.settings import Fault, Settings
 
 log = logging.getLogger("finthenticate")
@@ -120,31 +122,60 @@ def _document(document: bytes) -> Callable[[Request], Coroutine[Any, Any, HTTPRe
     return serve
 
 
-def listen(settings: Settings) -> sockets.socket:
-    """The bound socket. Fault when the address cannot be had."""
-    family = sockets.AF_INET6 if ":" in settings.host else sockets.AF_INET
+def create_ops_app(metrics: Metrics) -> App:
+    """What an operator's machines ask, on a port of its own."""
+    app: App = Sanic("finthenticate-ops", configure_logging=False)
+    # TOUCHUP rewrites methods of the protocol's class for one application, and fails for a second one
+    app.config.update({"MOTD": False, "ACCESS_LOG": False, "FALLBACK_ERROR_FORMAT": "text", "TOUCHUP": False})
+
+    @app.get("/metrics")
+    async def scrape(request: Request) -> HTTPResponse:
+        return HTTPResponse(await metrics.scrape(), content_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def listeners(settings: Settings) -> list[sockets.socket]:
+    """Bound: the public one, then the operator's, where there is one. Fault when an address cannot be had."""
+    found = [_listen(settings.host, settings.port, "FIN_HOST, FIN_PORT:")]
+    if settings.ops_port is not None:
+        try:
+            found.append(_listen("127.0.0.1", settings.ops_port, "FIN_OPS_PORT:"))
+        except Fault as taken:
+            if settings.ops_port != settings.port + 1:
+                found[0].close()
+                raise
+            log.warning(f"no /metrics: {taken}")  # nobody has asked for just that port
+    return found
+
+
+def _listen(host: str, port: int, names: str) -> sockets.socket:
+    family = sockets.AF_INET6 if ":" in host else sockets.AF_INET
     listener = sockets.socket(family, sockets.SOCK_STREAM)
     listener.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
     try:
-        listener.bind((settings.host, settings.port))
+        listener.bind((host, port))
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        where = f"{settings.host}:{settings.port}"
-        raise Fault(f"FIN_HOST, FIN_PORT: {where} cannot be listened on: {error.strerror}.") from None
+        raise Fault(f"{names} {host}:{port} cannot be listened on: {error.strerror}.") from None
     listener.setblocking(False)
     return listener
 
 
-async def serve(app: App, gateway: Gateway, listener: sockets.socket) -> None:
+async def serve(gateway: Gateway, listeners: Mapping[sockets.socket, App]) -> None:
     """Serve until the gateway has drained."""
-    server = await app.create_server(sock=listener, protocol=Protocol, access_log=False, backlog=BACKLOG)
-    assert server is not None
-    await server.startup()  # type: ignore[no-untyped-call]
-    await server.start_serving()  # type: ignore[no-untyped-call]
+    servers = []
+    for listener, app in listeners.items():
+        server = await app.create_server(sock=listener, protocol=Protocol, access_log=False, backlog=BACKLOG)
+        assert server is not None
+        await server.startup()  # type: ignore[no-untyped-call]
+        await server.start_serving()  # type: ignore[no-untyped-call]
+        servers.append(server)
     try:
         await gateway.run()
     finally:
-        listener.close()
-        for connection in list(server.connections):
+        for listener in listeners:
+            listener.close()
+        for connection in [connection for server in servers for connection in server.connections]:
             connection.close()
