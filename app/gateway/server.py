@@ -1,4 +1,4 @@
-"""The public listener: Sanic's routes around a Gateway."""
+"""The listeners: the public one, Sanic's routes around a Gateway; and an operator's, for `/metrics`."""
 
 from __future__ import annotations
 
