@@ -16,6 +16,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aio_pika.connection import make_url
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError, PublishError
 
+from adapters.together import cancellation_first
 from app.ports import Unavailable
 
 for _library in ("aio_pika", "aiormq"):  # what goes wrong there is raised, and said by who meets it
@@ -131,8 +132,9 @@ class Line:
 async def attempt(call: Awaitable[T], seconds: float) -> T:
     """The answer. DeliveryError is one; everything else that goes wrong is Unavailable: what was done is unknown."""
     try:
-        async with asyncio.timeout(seconds):
-            return await call
+        with cancellation_first():
+            async with asyncio.timeout(seconds):
+                return await call
     except DeliveryError:
         raise
     except (AMQPError, OSError, TimeoutError, RuntimeError, EOFError) as error:
@@ -189,7 +191,8 @@ class Inbox:
             if not self._waiting:
                 self._there.clear()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._there.wait(), TAKE_SECONDS)
+                    async with asyncio.timeout(TAKE_SECONDS):
+                        await self._there.wait()
             return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
         finally:
             self._asking -= 1

@@ -24,6 +24,7 @@ from adapters.lua import UNDO
 from adapters.redis_link import Batch, Link
 from adapters.redis_state import GatewayState, WorkerState, letter, to_entry, to_fields, to_map, to_reply
 from adapters.redis_store import DONE_KEPT_MS, REPLIES_KEPT, REPLIES_KEPT_MS, Post, RedisStore, text
+from adapters.together import together
 from app.messages import Lane
 from app.ports import (
     Admitted,
@@ -145,7 +146,7 @@ class RabbitGateway(GatewayState):
         self._lapsed |= lapsed
         self._offset = clock.now - time.monotonic() * 1000
         forgotten = [("ZREMRANGEBYSCORE", self.holds(lane), "-inf", clock.now - DONE_KEPT_MS) for lane in Lane]
-        await asyncio.gather(*(self._batch.command(*command) for command in forgotten))
+        await together(*(self._batch.command(*command) for command in forgotten))
         await self._open()  # a node is not ready before it could admit
         lapsed, self._lapsed = self._lapsed, False
         return clock, lapsed
@@ -157,7 +158,7 @@ class RabbitGateway(GatewayState):
 
     async def _open(self) -> None:
         """Both ways: the lanes take what is written, and its reply has somewhere to go."""
-        await asyncio.gather(self._line.channel(), self._inbox.open())
+        await together(self._line.channel(), self._inbox.open())
 
     async def _undo(self, entry: Entry) -> None:
         keys, word = [names.done(entry.rid), self.holds(entry.lane)], entry.in_vain or Signed(b"", b"")
@@ -191,7 +192,7 @@ class RabbitWorker(WorkerState):
     def _inbox(self, url: str, lane: Lane) -> Inbox:
         async def hand_back(messages: Sequence[Message]) -> None:
             back, befores = self._queues.back(lane), (number(message, TIMES_BEFORE) for message in messages)
-            await asyncio.gather(*map(partial(self._put_there, back, lane), messages, befores))
+            await together(*map(partial(self._put_there, back, lane), messages, befores))
 
         return Inbox(url, f"take-{lane}", lambda channel: self._queues.make_lane(channel, lane), hand_back)
 
@@ -201,7 +202,7 @@ class RabbitWorker(WorkerState):
         for probe in (message for message in found if message.type == PROBE):
             await inbox.acknowledge(probe)
         deliveries = (self._delivery(lane, message) for message in found if message.type != PROBE)
-        return await asyncio.gather(*deliveries) or await self._handed_back(lane, 1)
+        return await together(*deliveries) or await self._handed_back(lane, 1)
 
     async def settle(self, delivery: Delivery, settlement: Settlement, patience: float) -> str:
         entry = delivery.entry
@@ -259,11 +260,11 @@ class RabbitWorker(WorkerState):
         return found
 
     async def leave(self) -> None:
-        await asyncio.gather(super().leave(), *(inbox.rest() for inbox in self._inboxes.values()))
+        await together(super().leave(), *(inbox.rest() for inbox in self._inboxes.values()))
 
     async def close(self) -> None:
-        await asyncio.gather(*(inbox.rest() for inbox in self._inboxes.values()))
-        await asyncio.gather(*(inbox.close() for inbox in self._inboxes.values()))
+        await together(*(inbox.rest() for inbox in self._inboxes.values()))
+        await together(*(inbox.close() for inbox in self._inboxes.values()))
         await super().close()
         await self._line.close()
 
@@ -288,7 +289,7 @@ class RabbitWorker(WorkerState):
     async def _add(self, message: Message, count: int) -> int:
         key = names.again(message.message_id or "", number(message, TIMES_BEFORE))
         calls = (("INCRBY", key, count), ("PEXPIRE", key, DONE_KEPT_MS))
-        total, _ = await asyncio.gather(*(self._batch.command(*call) for call in calls))
+        total, _ = await together(*(self._batch.command(*call) for call in calls))
         return int(total)
 
     async def _excuse(self, lane: Lane) -> None:
@@ -307,7 +308,7 @@ class RabbitWorker(WorkerState):
 
     async def _tell(self, rid: str, posts: Sequence[Post]) -> None:
         """To each node what is for it. A node that is dead has no queue, and need not know."""
-        await asyncio.gather(
+        await together(
             *(
                 self._line.publish(self._queues.replies(node), pack(fields), f"{rid}:{n}")
                 for n, (node, fields) in enumerate(posts)
@@ -326,7 +327,7 @@ class RabbitWorker(WorkerState):
             for token, its in self._in_hand.items()
             if its.lane is lane and its.since < long_ago and token not in held
         ]
-        await asyncio.gather(*(self._return(self._queues.back(lane), token) for token in left))
+        await together(*(self._return(self._queues.back(lane), token) for token in left))
 
     async def _return(self, queue: str, token: str) -> None:
         """Once, however often it is asked; after Unavailable it is in hand again."""

@@ -7,7 +7,6 @@ not heard of held is taken over.
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from adapters.redis_link import Batch, Link
 from adapters.redis_state import BLOCK_MS, DEAD_KEPT, to_map
 from adapters.redis_store import REPLIES_KEPT, REPLIES_KEPT_MS, text, unpack
 from adapters.redis_streams import read_group
+from adapters.together import together
 from app.ports import MailInHand, SealedMail, Signed, Unavailable
 
 MAILER_LIVES_MS = 8_000  # many beats: one that is paused for longer counts as dead, and its mails are sent by others
@@ -107,7 +107,7 @@ class RedisMailQueue:
         """What is in hand is taken over by the others as soon as they are sure."""
         with suppress(Unavailable, ResponseError):
             gone = self._batch.command("ZREM", names.MAILERS, self._consumer)
-            await asyncio.gather(gone, self._batch.script(RETIRE, [names.MAIL], names.MAIL_GROUP, self._consumer))
+            await together(gone, self._batch.script(RETIRE, [names.MAIL], names.MAIL_GROUP, self._consumer))
         await self._batch.close()
         await self._reader.close()
 

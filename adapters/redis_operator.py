@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from adapters import names
 from adapters.lua import BACKLOG, RETRY
 from adapters.redis_link import Batch, Link
 from adapters.redis_state import NODE_LIVES_MS, WORKER_LIVES_MS
+from adapters.together import together
 from app.messages import Lane
 from app.ports import Backlog, Beat, LaneVitals, Letter, Overview, Unavailable, Vitals, WorkerSeen
 
@@ -124,7 +124,7 @@ class ElsewhereOperator(RedisOperator):
 
 async def _answers(*asked: Awaitable[Any]) -> list[Any]:
     try:
-        return await asyncio.gather(*asked)
+        return await together(*asked)
     except ResponseError as refused:
         raise Unavailable(f"Redis refuses: {refused}") from None
 

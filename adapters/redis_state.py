@@ -13,6 +13,7 @@ from adapters import names
 from adapters.lua import ADMIT, BEAT, TICK
 from adapters.redis_link import Batch, Command, Link
 from adapters.redis_store import DONE_KEPT_MS, RECLAIM_MS, pack, unpack
+from adapters.together import together
 from app.messages import Lane
 from app.ports import (
     Admitted,
@@ -79,7 +80,7 @@ class GatewayState:
                 raise TypeError(f"ADMIT answered {answer!r}")
 
     async def cancel(self, rids: Sequence[str]) -> None:
-        await asyncio.gather(
+        await together(
             *(self._batch.command("SET", names.done(rid), "cancelled", "NX", "PX", DONE_KEPT_MS) for rid in rids)
         )
 
@@ -88,7 +89,7 @@ class GatewayState:
         asked = [self._batch.command("HGETALL", names.CAPACITY)]
         asked += [self._batch.command(self.COUNT, self.holds(lane)) for lane in lanes]
         asked += [self._batch.command("GET", names.lane_count(lane)) for lane in lanes]
-        capacity, *numbers = await asyncio.gather(*asked)
+        capacity, *numbers = await together(*asked)
         can = to_map(capacity)
         depths = {}
         for lane, length, admitted in zip(lanes, numbers[: len(lanes)], numbers[len(lanes) :], strict=True):
@@ -97,7 +98,7 @@ class GatewayState:
         return depths
 
     async def leave(self, gone: Sequence[tuple[str, str]]) -> None:
-        await asyncio.gather(
+        await together(
             *(
                 self._batch.command("HDEL", names.ONLINE + user_id, f"{self._node} {connection}")
                 for user_id, connection in gone
@@ -122,7 +123,7 @@ class GatewayState:
 
     async def heartbeat(self) -> tuple[Clock, bool]:
         read = self._last  # more may be read while the answer is on its way
-        told, before, newest = await asyncio.gather(
+        told, before, newest = await together(
             self._batch.script(TICK, [names.LIVING], self._node, NODE_LIVES_MS),
             self._batch.command("SET", names.NODES + self._node, "1", "PX", NODE_LIVES_MS, "GET"),
             self._batch.command("XREVRANGE", self._stream, "+", "-", "COUNT", 1),
@@ -139,7 +140,7 @@ class GatewayState:
         self._closed = True
         try:
             leaving = (("DEL", names.NODES + self._node), ("ZREM", names.LIVING, self._node))
-            await asyncio.gather(*(self._batch.command(*command) for command in leaving))
+            await together(*(self._batch.command(*command) for command in leaving))
         except Unavailable:
             log.info("left without a word", extra={"fields": {"node": self._node}})
         await self._batch.close()

@@ -6,7 +6,6 @@ in hand. Groups begin at 0, never at $: what was admitted before a group existed
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -27,6 +26,7 @@ from adapters.redis_state import (
     to_map,
 )
 from adapters.redis_store import RedisStore
+from adapters.together import together
 from app.messages import Lane
 from app.ports import (
     Admitted,
@@ -127,7 +127,7 @@ class RedisWorker(WorkerState):
 
     async def leave(self) -> None:
         retired = [self._batch.script(RETIRE, [names.lane(lane)], names.GROUP, self._consumer) for lane in self._links]
-        await asyncio.gather(super().leave(), *retired)
+        await together(super().leave(), *retired)
 
     async def close(self) -> None:
         await super().close()

@@ -38,7 +38,12 @@ def app(role: str, folder: Path, **settings: str) -> subprocess.Popen[str]:
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     """Exit status and the lines of stderr."""
-    _, errors = process.communicate(timeout=20)
+    try:
+        _, errors = process.communicate(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said, errors = process.communicate()
+        pytest.fail(f"it has not ended:\n{said}{errors}")
     return process.returncode, errors.splitlines()
 
 
