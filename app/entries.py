@@ -80,6 +80,7 @@ class OpenedReply:
     identity: Identity | None = None
     forget: bool = False
     even: bool = False
+    spent_ms: float = 0.0
     progress: tuple[tuple[str, bytes], ...] = field(default=(), repr=False)  # events and their JSON, to be told before
 
 
@@ -94,13 +95,15 @@ class _ReplyBody(Struct, frozen=True):
     identity: Identity | None = None
     forget: bool = False
     even: bool = False
+    spent_ms: float = 0.0
     progress: tuple[tuple[str, msgspec.Raw], ...] = ()
 
 
 def reply_of(outcome: Outcome) -> OpenedReply:
     data = encode_data(outcome.data)
     progress = tuple((reply.event, encode_data(reply)) for reply in outcome.progress)
-    return OpenedReply(outcome.event, data, outcome.code, outcome.identity, outcome.forget, outcome.even, progress)
+    how = (outcome.identity, outcome.forget, outcome.even, outcome.spent_ms)
+    return OpenedReply(outcome.event, data, outcome.code, *how, progress)
 
 
 def pack_reply(envelope: Envelope, rid: str, reply: OpenedReply) -> Sealed:
@@ -114,7 +117,8 @@ def open_reply(envelope: Envelope, reply: Sealed) -> OpenedReply:
 
 def _reply_text(reply: OpenedReply) -> bytes:
     data, progress = msgspec.Raw(reply.data), tuple((event, msgspec.Raw(text)) for event, text in reply.progress)
-    body = _ReplyBody(reply.event, data, reply.code, reply.identity, reply.forget, reply.even, progress)
+    how = (reply.identity, reply.forget, reply.even, reply.spent_ms)
+    body = _ReplyBody(reply.event, data, reply.code, *how, progress)
     return msgspec.json.encode(body)
 
 
@@ -124,7 +128,8 @@ def _read_reply(text: bytes) -> OpenedReply:
     except msgspec.MsgspecError as error:
         raise Unreadable(f"not a reply: {error}") from None
     progress = tuple((event, bytes(text)) for event, text in body.progress)
-    return OpenedReply(body.event, bytes(body.data), body.code, body.identity, body.forget, body.even, progress)
+    how = (body.identity, body.forget, body.even, body.spent_ms)
+    return OpenedReply(body.event, bytes(body.data), body.code, *how, progress)
 
 
 # --- outcomes kept for a request that is sent again: worker → any worker --------------------------------------------

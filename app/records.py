@@ -474,6 +474,7 @@ class Outcome:
     identity: Identity | None = None  # what the connection is authenticated as from here on
     forget: bool = False  # the connection is authenticated no longer
     even: bool = False  # it leaves on a coarse grid of time, so that how long deciding took does not show
+    spent_ms: float = 0.0  # on hashing
     uncounted: tuple[str, ...] = ()  # limits whose places come back whatever the verdict
     subject: str = ""  # the account concerned, for the audit
 

@@ -171,14 +171,16 @@ def settle_limit(limit: Limit, verdict: Verdict) -> Settling:
 GRID_MS = 250.0
 
 
-def even_delay(elapsed_ms: float, hash_ms: float) -> float:
+def even_delay(elapsed_ms: float, spent_ms: float, hash_ms: float) -> float:
     """How long a refusal of credentials is held back, so that it leaves on a coarse grid.
 
-    An unknown address costs one hash with today's parameters, an older record perhaps far less: the grid is at least
-    twice today's cost, so both fall into the same cell.
+    An unknown address costs one hash with today's parameters, an older record perhaps far less. So what was spent on
+    hashing this one is taken out of the time it took, and half a cell put there for all alike; `hash_ms` is what a hash
+    takes on average, and a cell is at least four of them.
     """
-    grid = GRID_MS * max(1, math.ceil(2 * hash_ms / GRID_MS))
-    return math.ceil(elapsed_ms / grid) * grid - elapsed_ms
+    grid = GRID_MS * max(1, math.ceil(4 * hash_ms / GRID_MS))
+    alike_ms = max(elapsed_ms, elapsed_ms - spent_ms + grid / 2)
+    return math.ceil(alike_ms / grid) * grid - elapsed_ms
 
 
 # --- sessions -------------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ class Settlements:
             return Record(same, owner, None, entries.sign_word(edge, same, None, None))
         speaks_for = "" if outcome.forget else owner or getattr(outcome.data, "session_id", "")
         waits_for = getattr(outcome.data, "challenge", None) if isinstance(outcome.data, STEPS) else None
-        reply = entries.reply_of(outcome)
+        reply = replace(entries.reply_of(outcome), spent_ms=0.0)  # nor is anything when it is given again
         box = entries.pack_record(self._settings.worker_secret, same, reply, speaks_for, waits_for or "")
         return Record(same, owner, box, entries.sign_word(edge, same, None, None))
 

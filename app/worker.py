@@ -229,6 +229,7 @@ class Worker:
             await self._replay(work)
             return False
         ctx, needs = self._needs(work)
+        spent_ms = 0.0
         for _ in range(ROUNDS):
             facts = await self._check(work, needs)
             if isinstance(facts, str):
@@ -237,12 +238,16 @@ class Worker:
                     return True
                 await self._drop(work, needs)
                 return False
-            outcome = await self._decide(work, facts, ctx, turn.hold)
+            outcome, ms = await self._decide(work, facts, ctx, turn.hold)
             turn.end()
             if outcome is None:
                 await self._drop(work, needs)
                 return False
-            settled = await self._settle(work, needs, _within_its_session(work, facts, outcome))
+            spent_ms += ms
+            outcome = _within_its_session(work, facts, outcome)
+            if outcome.even:
+                outcome = replace(outcome, spent_ms=round(spent_ms, 1))
+            settled = await self._settle(work, needs, outcome)
             if settled == "full":
                 await self._settle(work, needs, error(Code.OVERLOADED, retry_after_ms=MAIL_FULL_RETRY_MS))
             if settled != "conflict":
@@ -304,10 +309,12 @@ class Worker:
         """The store's clock, in ms."""
         return int(time.monotonic() * 1000 + self._clock_offset)
 
-    async def _decide(self, work: Work, facts: Facts, ctx: Context, hold: LaneHold) -> Outcome | None:
-        """None when the deadline passed while it waited for a thread: expired work is never hashed."""
+    async def _decide(self, work: Work, facts: Facts, ctx: Context, hold: LaneHold) -> tuple[Outcome | None, float]:
+        """And the ms that it took in a thread. None when the deadline passed while it waited for one: expired work is
+        never hashed.
+        """
         if hold.lane is Lane.FAST:
-            return handlers.decide(work.kind, work.request, facts, ctx)
+            return handlers.decide(work.kind, work.request, facts, ctx), 0.0
 
         def hashing() -> tuple[Outcome | None, float]:
             started = time.perf_counter()
@@ -322,7 +329,7 @@ class Worker:
         outcome, ms = await asyncio.get_running_loop().run_in_executor(threads, hashing)
         if ms > 1.0:  # a refusal without hashing says nothing about the cost of one
             hold.hashed(ms)
-        return outcome
+        return outcome, ms
 
     async def _replay(self, work: Work) -> None:
         """What became of the same request, to one more who asks; nothing is evaluated.

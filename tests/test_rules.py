@@ -243,39 +243,44 @@ def test_an_address_counts_as_its_network(ip: str, network: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("elapsed", "hash_ms", "delay"),
+    ("elapsed", "spent", "hash_ms", "delay"),
     [
-        pytest.param(0, 0, 0, id="at once, the cost unknown"),
-        pytest.param(0.5, 0, 249.5, id="just after, the cost unknown"),
-        pytest.param(1, 30, 249, id="far below the cell"),
-        pytest.param(249.5, 30, 0.5, id="just below the cell's end"),
-        pytest.param(250, 30, 0, id="at the cell's end"),
-        pytest.param(250.5, 30, 249.5, id="just past the cell's end"),
-        pytest.param(500, 30, 0, id="at the end of the next"),
-        pytest.param(9_999, 30, 1, id="after long waiting"),
-        pytest.param(60, 125, 190, id="half a cell is one hash"),
-        pytest.param(60, 125.5, 440, id="a hash of just more than half a cell makes it twice as long"),
-        pytest.param(251, 125.5, 249, id="which is then the cell"),
-        pytest.param(500, 250, 0, id="two whole cells are two hashes"),
-        pytest.param(500, 250.5, 250, id="a hash of just more than a cell makes it three times as long"),
-        pytest.param(100, 1000, 1900, id="a second for a hash"),
+        pytest.param(0, 0, 0, 250, id="at once, the cost unknown"),
+        pytest.param(30, 30, 30, 220, id="nobody waits before it"),
+        pytest.param(3, 3, 30, 247, id="of a tenth of the cost"),
+        pytest.param(154.5, 30, 30, 95.5, id="just below the cell's end"),
+        pytest.param(155, 30, 30, 95, id="at the cell's end"),
+        pytest.param(155.5, 30, 30, 344.5, id="just past the cell's end"),
+        pytest.param(128, 3, 30, 122, id="of a tenth of the cost, at the cell's end"),
+        pytest.param(128.5, 3, 30, 371.5, id="of a tenth of the cost, just past it"),
+        pytest.param(10_030, 30, 30, 220, id="after long waiting"),
+        pytest.param(240, 230, 30, 10, id="far more than a hash takes"),
+        pytest.param(260, 250, 30, 240, id="more than a cell"),
+        pytest.param(62.5, 62.5, 62.5, 187.5, id="a cell is four hashes"),
+        pytest.param(63, 63, 63, 437, id="a hash of just more makes it twice as long"),
+        pytest.param(1000, 1000, 1000, 3000, id="a second for a hash"),
     ],
 )
 def test_a_refusal_of_credentials_is_held_back_to_the_end_of_its_cell(
-    elapsed: float, hash_ms: float, delay: float
+    elapsed: float, spent: float, hash_ms: float, delay: float
 ) -> None:
-    assert rules.even_delay(elapsed, hash_ms) == delay
+    assert rules.even_delay(elapsed, spent, hash_ms) == delay
 
 
-@given(st.integers(0, 30_000_000).map(lambda us: us / 1000), st.integers(0, 5_000_000).map(lambda us: us / 1000))
+@given(
+    waited=st.integers(0, 30_000).map(float),
+    share=st.floats(0, 2),
+    hash_ms=st.integers(0, 5_000).map(float),
+)
 @many
-def test_a_cell_holds_at_least_two_hashes_and_ends_on_the_grid(elapsed: float, hash_ms: float) -> None:
-    leaves = elapsed + rules.even_delay(elapsed, hash_ms)
-    cells = max(rules.GRID_MS, leaves) / rules.GRID_MS
-    assert elapsed - 1e-6 <= leaves
-    assert cells == pytest.approx(round(cells), abs=1e-6)
-    if 0 < elapsed <= 2 * hash_ms:  # whatever is done within the time of two hashes leaves at one moment
-        assert leaves == pytest.approx(rules.even_delay(2 * hash_ms, hash_ms) + 2 * hash_ms)
+def test_what_a_hash_took_does_not_show_in_when_its_refusal_leaves(waited: float, share: float, hash_ms: float) -> None:
+    def leaves(spent: float) -> float:
+        return waited + spent + rules.even_delay(waited + spent, spent, hash_ms)
+
+    spent = round(share * hash_ms)
+    assert leaves(spent) == pytest.approx(leaves(hash_ms))
+    assert leaves(spent) >= waited + spent
+    assert leaves(spent) % rules.GRID_MS == pytest.approx(0)
 
 
 # --- sessions -----------------------------------------------------------------------------------------------------

@@ -381,7 +381,7 @@ def reply(outcome: Outcome = SUCCESS, box: Envelope = ENVELOPE) -> Sealed:
         (SUCCESS, "ok"),
         (REFUSED, "too_many_attempts"),
         (replace(REFUSED, forget=True), "too_many_attempts"),
-        (replace(REFUSED, even=True), "too_many_attempts"),
+        (replace(REFUSED, even=True, spent_ms=26.5), "too_many_attempts"),
     ],
     ids=["a success", "a refusal", "one that forgets", "one that leaves on the grid"],
 )

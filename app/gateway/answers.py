@@ -81,7 +81,8 @@ class Answers:
         elif caller is None:  # its client went while it was being authenticated
             self._not_online(pending, opened)
         if opened.even:
-            delay_ms = even_delay((time.monotonic() - pending.started) * 1000, self.hash_ms)
+            elapsed_ms = (time.monotonic() - pending.started) * 1000
+            delay_ms = even_delay(elapsed_ms, opened.spent_ms, self.hash_ms)
             delay_ms += random.uniform(0, EVEN_JITTER_MS)  # noqa: S311  # noise, not a secret
             asyncio.get_running_loop().call_later(delay_ms / 1000, self._in_flight.end, pending, opened)
         else:
