@@ -5,12 +5,13 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
 usage() {
     cat <<'END'
-Usage: ./setup.sh [--install-only | --docker]
+Usage: ./setup.sh [--install-only | --docker] [--portable]
 
-Makes .venv, installs the pinned dependencies, writes .env with fresh secrets if there is none, and starts
-everything (Ctrl-C stops it).
+Makes .venv, installs the pinned dependencies, compiles Argon2 for this processor where there is a C compiler, writes
+.env with fresh secrets if there is none, and starts everything (Ctrl-C stops it).
 
   --install-only   do everything but start
+  --portable       take the prebuilt Argon2, for a .venv that is to run on other machines too
   --docker         instead, build the image and start everything in containers (docker compose down stops it)
   --help           this text
 
@@ -27,10 +28,12 @@ fail() {
 }
 
 start=all
+argon2=native
 for argument in "$@"; do
     case $argument in
         --install-only) start=nothing ;;
         --docker) start=containers ;;
+        --portable) argon2=portable ;;
         --help | -h) usage && exit 0 ;;
         *) fail 64 "unknown option $argument; ./setup.sh --help lists them." ;;
     esac
@@ -180,6 +183,7 @@ if ! "$venv_python" -c "import pip; $recent" >/dev/null 2>&1; then
     make_venv
 fi
 install_lock
+scripts/argon2 $argon2
 [ -e .env ] || [ -L .env ] || write_env "$venv_python"
 if [ $start = all ]; then
     exec "$venv_python" -m app all
