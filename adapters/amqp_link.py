@@ -7,8 +7,8 @@ import itertools
 import logging
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import aio_pika
@@ -23,7 +23,13 @@ for _library in ("aio_pika", "aiormq"):  # what goes wrong there is raised, and 
     logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 CONNECT_SECONDS = 3.0
-ANSWER_SECONDS = 1.0  # a publish is confirmed within this, or its outcome is unknown
+ANSWER_SECONDS = 2.0  # what is asked for is answered within this, or the connection is no good
+CLOSE_SECONDS = 1.0
+# A publish is confirmed within this, or its outcome is unknown. In a storm confirmations take more than a second, and
+# giving up what is on its way would make them take longer still; but a broker that confirms nothing at all is away. It
+# is looked for so often, not timed, for it may be this process that is held up, with confirmations unread.
+CONFIRM_SECONDS = 5.0
+LOOK_SECONDS, SILENT_LOOKS = 0.25, 4
 HEARTBEAT_SECONDS = 1  # RabbitMQ gives up a peer that was silent for two to three of these, and hands out what it held
 TAKE_SECONDS = 1.0
 UNASKED_SECONDS = 0.5  # far more than a worker with a backlog lets pass between two takes
@@ -36,6 +42,44 @@ class NotTaken(Unavailable):
     """The broker has refused a message, for want of room."""
 
 
+class Patience:
+    """Of all that wait for confirmations on one line: it ends for all at once when none of them gets any."""
+
+    def __init__(self) -> None:
+        self._limits: set[asyncio.Timeout] = set()
+        self._silent = 0  # looks since something ended
+        self._next: asyncio.TimerHandle | None = None
+
+    @contextmanager
+    def lasts(self, limit: asyncio.Timeout) -> Iterator[None]:
+        """While a confirmation is waited for within `limit`, which is entered inside without a pause."""
+        self._limits.add(limit)
+        if self._next is None:
+            self._look_later()
+        try:
+            yield
+        finally:
+            self._limits.discard(limit)
+            self._silent = 0
+
+    def look(self) -> None:
+        """Whether anything ended since the last look."""
+        self._silent += 1
+        if self._silent >= SILENT_LOOKS:
+            for limit in self._limits:
+                if not limit.expired():
+                    limit.reschedule(0)
+
+    def _look_later(self) -> None:
+        self._next = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look_while_anybody_waits)
+
+    def _look_while_anybody_waits(self) -> None:
+        self._next = None
+        if self._limits:
+            self.look()
+            self._look_later()
+
+
 class Line:
     """One connection with one channel, opened at first use, and again after a failure. Nothing is ever sent again."""
 
@@ -44,6 +88,7 @@ class Line:
         self._connection: aio_pika.Connection | None = None
         self._channel: AbstractChannel | None = None
         self._opening: asyncio.Task[AbstractChannel] | None = None
+        self._patience = Patience()
 
     async def channel(self) -> AbstractChannel:
         """Whoever comes while it is being opened waits for that one attempt, and shares its end."""
@@ -62,8 +107,10 @@ class Line:
         channel = await self.channel()
         mode = aio_pika.DeliveryMode.PERSISTENT
         message = aio_pika.Message(body, message_id=id, delivery_mode=mode, headers=dict(headers or {}))
+        limit = asyncio.timeout(CONFIRM_SECONDS)
         try:
-            await attempt(channel.default_exchange.publish(message, queue), ANSWER_SECONDS)
+            with self._patience.lasts(limit):
+                await attempt(channel.default_exchange.publish(message, queue), limit)
         except PublishError:
             return False
         except DeliveryError:
@@ -126,14 +173,17 @@ class Line:
         connection, self._connection, self._channel = self._connection, None, None
         while connection is not None and not connection.is_closed:  # the second time has nothing to wait for
             with suppress(Unavailable):
-                await attempt(connection.close(), ANSWER_SECONDS)
+                await attempt(connection.close(), CLOSE_SECONDS)
 
 
-async def attempt(call: Awaitable[T], seconds: float) -> T:
-    """The answer. DeliveryError is one; everything else that goes wrong is Unavailable: what was done is unknown."""
+async def attempt(call: Awaitable[T], within: float | asyncio.Timeout) -> T:
+    """The answer. DeliveryError is one; everything else that goes wrong is Unavailable: what was done is unknown.
+
+    `within`: seconds, or a time-out that was not entered yet.
+    """
     try:
         with cancellation_first():
-            async with asyncio.timeout(seconds):
+            async with within if isinstance(within, asyncio.Timeout) else asyncio.timeout(within):
                 return await call
     except DeliveryError:
         raise

@@ -21,7 +21,7 @@ from aio_pika.exceptions import (
     ProbableAuthenticationError,
 )
 
-from adapters.amqp_link import ANSWER_SECONDS, Line, attempt
+from adapters.amqp_link import Line, attempt
 from adapters.redis_link import LOOK_AGAIN_SECONDS
 from app.messages import Lane
 from app.ports import Unavailable
@@ -34,6 +34,7 @@ DEAD_KEPT = 10_000
 REPLIES_KEPT = 10_000
 REPLIES_EXPIRE_MS = 60_000
 PROBE = "probe"  # the type of a message that only proves that its lane is written to
+PROBE_SECONDS = 1.0  # whoever asks meanwhile waits for this to know that the broker takes nothing
 
 Arguments = dict[str, Any]
 
@@ -79,7 +80,7 @@ class Queues:
         await self.make_lanes(channel)
         for lane in Lane:
             probe = channel.default_exchange.publish(aio_pika.Message(b"", type=PROBE), self.lane(lane))
-            await attempt(probe, ANSWER_SECONDS)
+            await attempt(probe, PROBE_SECONDS)
 
     async def make_replies(self, channel: AbstractChannel, node: str) -> AbstractQueue:
         kept: Arguments = {"x-expires": REPLIES_EXPIRE_MS, "x-max-length": REPLIES_KEPT}

@@ -51,6 +51,8 @@ SHORT = {
     "BLOCK_SECONDS": 1.0,
     "TAKE_SECONDS": 0.05,
     "ANSWER_SECONDS": 0.5,
+    "CLOSE_SECONDS": 0.5,
+    "LOOK_SECONDS": 0.125,
     "LEFT_SECONDS": 0.1,
     "MAILS_KEPT": 3,
 }
