@@ -41,6 +41,7 @@ ANY_DEVICE = {"FIN_DEVICE_VERIFICATION": "off"}  # tests/test_devices.py and its
 PASSWORD = "correct horse battery staple"
 START_SECONDS = 20
 BROKER: dict[str, str] = {}  # settings for another broker than Redis, where `pytest --broker` asks for one
+MAIL_SECONDS = 30  # far longer than any mail takes, also where many wait for theirs
 LOOK_SECONDS = 0.02  # between looks into the outbox, however many wait for a mail
 
 
@@ -297,13 +298,13 @@ class Deployment:
             yield client, await self.sign_up(client)
 
     async def sign_up(
-        self, client: Client | RestClient, address: str | None = None, password: str = PASSWORD
+        self, client: Client | RestClient, address: str | None = None, password: str = PASSWORD, **more: Any
     ) -> Account:
         address = address or new_address()
-        accepted = await client.ask("register", email=address, password=password)
+        accepted = await client.ask("register", email=address, password=password, **more)
         assert accepted.event == "register_accepted", accepted.data
         code = await self.mailed_code(address)
-        confirmed = await client.ask("confirm_email", challenge=accepted.data["challenge"], code=code)
+        confirmed = await client.ask("confirm_email", challenge=accepted.data["challenge"], code=code, **more)
         assert confirmed.event == "email_confirmed", confirmed.data
         return Account(address, password, confirmed.data["deviceToken"])
 
@@ -339,7 +340,7 @@ class Deployment:
                     return codes
                 await asyncio.sleep(0.02)
 
-        return await asyncio.wait_for(look(), 10)
+        return await asyncio.wait_for(look(), MAIL_SECONDS)
 
 
 class RestClient:

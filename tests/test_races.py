@@ -7,6 +7,7 @@ import resource
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -18,6 +19,7 @@ from tests.accounts import reset_code
 from tests.deployment import PASSWORD, Databases, Deployment, event_of, in_lane, new_address
 
 CLIENTS = 500
+PATIENT: dict[str, Any] = {"timeout_ms": 30_000}  # how fast so many are served is not what is asked here
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +42,11 @@ async def test_five_hundred_clients_register_confirm_and_log_in_each_with_its_ow
 
     async def one(client: Client, number: int) -> None:
         address, password = new_address(), f"{PASSWORD} {number}"
-        account = await crowd.sign_up(client, address, password)
-        login = await account.login(client)
-        data = (await client.ask("account")).data
+        account = await crowd.sign_up(client, address, password, **PATIENT)
+        login = await account.login(client, **PATIENT)
+        data = (await client.ask("account", **PATIENT)).data
         assert (data["email"], data["userId"]) == (address, login.data["userId"])
-        [session] = (await client.ask("sessions")).data["sessions"]
+        [session] = (await client.ask("sessions", **PATIENT)).data["sessions"]
         assert session["sessionId"] == login.data["sessionId"]
         assert client.pushes.empty(), "an answer to something that was not asked here"
         finished[login.data["userId"]] += 1
