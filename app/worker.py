@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -27,6 +24,7 @@ from app.records import Facts, Identity, KeepSession, Limit, Needs, Origin, Outc
 from app.sealing import Opener, Sealer, Unreadable
 from app.settings import Settings
 from app.settlements import Settlements, Work
+from app.threads import HashThreads
 from app.tokens import Mint
 
 log = logging.getLogger("finthenticate")
@@ -41,7 +39,6 @@ BEAT_SECONDS = 1.0
 REAP_SECONDS = 0.5  # with what counts as left after five it makes up the seven seconds in which that is finished
 BACK_OFF_SECONDS = 0.5
 ASK_AGAIN_SECONDS = 0.25
-HASH_NICENESS = 10  # hashing gives way to the loops of gateway, worker and Redis on the same cores
 DRAIN_SECONDS = 10.0
 HAND_BACK_SECONDS = 1.0  # what a worker that stops has not begun by then is somebody else's
 MAIL_FULL_RETRY_MS = 5000
@@ -71,8 +68,8 @@ class Worker:
         self._settlements = Settlements(settings, name, mint, Sealer(mail_keys, settings.edge_secret, "mail"))
         threads = settings.hash_threads
         self._holds = {Lane.FAST: LaneHold(Lane.FAST, FAST_CREDIT), Lane.HASH: LaneHold(Lane.HASH, threads)}
-        self._threads = ThreadPoolExecutor(threads, "hash", _give_way)
-        self._thread_of_suspects = ThreadPoolExecutor(1, "hash", _give_way)  # they come one by one, and have waited
+        self._threads = HashThreads(threads)
+        self._thread_of_suspects = HashThreads(1)  # they come one by one, and have waited
         self._in_hand: dict[tuple[Lane, str], asyncio.Task[None]] = {}
         self._suspects: set[asyncio.Task[None]] = set()  # handed out before: perhaps what killed its worker
         self._parked = 0
@@ -101,7 +98,7 @@ class Worker:
             await self._farewell()
         finally:
             for threads in (self._threads, self._thread_of_suspects):
-                threads.shutdown(wait=False, cancel_futures=True)
+                threads.close()
             await self._broker.close()
 
     # --- loops -----------------------------------------------------------------------------------------------
@@ -326,7 +323,7 @@ class Worker:
             return outcome, (time.perf_counter() - started) * 1000
 
         threads = self._threads if work.delivery.deliveries == 1 else self._thread_of_suspects
-        outcome, ms = await asyncio.get_running_loop().run_in_executor(threads, hashing)
+        outcome, ms = await threads.run(hashing)
         if ms > 1.0:  # a refusal without hashing says nothing about the cost of one
             hold.hashed(ms)
         return outcome, ms
@@ -421,10 +418,3 @@ def _within_its_session(work: Work, facts: Facts, outcome: Outcome) -> Outcome:
 def _words(delivery: Delivery) -> dict[str, Any]:
     entry = delivery.entry
     return {"request": entry.rid, "event": entry.event} if entry else {"entry": delivery.token}
-
-
-def _give_way() -> None:
-    try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HASH_NICENESS)
-    except (OSError, AttributeError):
-        return  # only Linux has priorities of threads
