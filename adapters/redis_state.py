@@ -59,10 +59,11 @@ class GatewayState:
 
     async def let_in(self, entry: Entry, patience: float, *put: Any) -> Admitted | Full | Expired | Known:
         """`put`: a command without its key, and its arguments, by which Redis knows of an admitted entry."""
-        keys = [self.holds(entry.lane), names.lane_count(entry.lane), names.CAPACITY]
+        first = entry.lane.first
+        keys = [self.holds(entry.lane), names.lane_count(entry.lane), names.CAPACITY, self.holds(first)]
         same = (entry.same, *entry.formerly) if entry.same and not entry.replay else ()
         keys += [key for id in same for key in (names.same(id), names.joined(id))]
-        about = (entry.lane, self._max_queue, entry.deadline, entry.rid, entry.node, MOST_JOINED, RECLAIM_MS)
+        about = (first, self._max_queue, entry.deadline, entry.rid, entry.node, MOST_JOINED, RECLAIM_MS)
         match await self._batch.script(ADMIT, keys, *about, self.COUNT, *put, patience=patience):
             case [b"admitted", place, position, eta]:
                 return Admitted(place, position, None if eta < 0 else eta)
@@ -91,10 +92,13 @@ class GatewayState:
         asked += [self._batch.command("GET", names.lane_count(lane)) for lane in lanes]
         capacity, *numbers = await together(*asked)
         can = to_map(capacity)
+        lengths = dict(zip(lanes, numbers[: len(lanes)], strict=True))
         depths = {}
-        for lane, length, admitted in zip(lanes, numbers[: len(lanes)], numbers[len(lanes) :], strict=True):
-            slots = int(can.get(f"{lane}:slots", b"0"))
-            depths[lane] = LaneDepth(int(admitted or 0) - length, slots, float(can.get(f"{lane}:rate", b"0")))
+        for lane, admitted in zip(lanes, numbers[len(lanes) :], strict=True):
+            first = lane.first
+            slots, rate = int(can.get(f"{first}:slots", b"0")), float(can.get(f"{first}:rate", b"0"))
+            before = lengths[first] if first is not lane else 0
+            depths[lane] = LaneDepth(int(admitted or 0) - lengths[lane], slots, rate, before)
         return depths
 
     async def leave(self, gone: Sequence[tuple[str, str]]) -> None:

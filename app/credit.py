@@ -31,9 +31,14 @@ class LaneHold:
         return self.slots * (2 + int(HASH_AHEAD_MS / max(self.hash_ms, 1.0)))
 
     @property
+    def spares(self) -> bool:
+        """Whether nothing of it waits for a thread, so that the lane that comes after may have what is left."""
+        return self.held <= self.slots
+
+    @property
     def patience(self) -> float:
         """How long an outcome may wait for others: not at all at rest, a little while there is a backlog."""
-        return SETTLE_PATIENCE_SECONDS if self.lane is Lane.HASH and self.held > 2 * self.slots else 0.0
+        return SETTLE_PATIENCE_SECONDS if self.lane is not Lane.FAST and self.held > 2 * self.slots else 0.0
 
     def hashed(self, ms: float) -> None:
         self.hash_ms += (ms - self.hash_ms) * 0.1
@@ -53,7 +58,7 @@ class LaneHold:
 
     def rate(self) -> float:
         """Requests a second, as measured: threads over the time of a hash, or what was ended while busy."""
-        if self.lane is Lane.HASH:
+        if self.lane is not Lane.FAST:
             return self.slots * 1000 / max(self.hash_ms, 0.1)
         busy = self._busy_seconds + (time.monotonic() - self._busy_since if self.held else 0.0)
         if self._ended >= FAST_CREDIT:

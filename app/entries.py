@@ -40,13 +40,20 @@ def _sameness(secret: Secret, frame: Frame, session_id: str) -> str:
 
 
 def pack_request(
-    envelope: Envelope, rid: str, frame: Frame, origin: Origin, deadline: int, same: str = "", *, replay: bool = False
+    envelope: Envelope,
+    rid: str,
+    frame: Frame,
+    origin: Origin,
+    deadline: int,
+    lane: Lane,
+    same: str = "",
+    *,
+    replay: bool = False,
 ) -> Entry:
-    """`replay`: ask for what became of the same request; that never hashes, whatever the request."""
-    kind = frame.kind
+    """`replay`: ask for what became of the same request; that never hashes, whatever the request and its lane."""
     body = orjson.dumps({"data": orjson.Fragment(encode_data(frame.data)), "origin": origin})
-    lane = Lane.FAST if replay else kind.lane
-    entry = Entry(rid, origin.node, kind.event, lane, deadline, envelope.wrapped, b"", same, replay)
+    lane = Lane.FAST if replay else lane
+    entry = Entry(rid, origin.node, frame.kind.event, lane, deadline, envelope.wrapped, b"", same, replay)
     return replace(entry, box=envelope.seal(body, _bound(entry)))
 
 

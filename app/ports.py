@@ -53,7 +53,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Admitted:
-    """`place` counts every request ever let into the lane; `position` 0: it need not wait. `eta_ms` None: unknown."""
+    """`place` counts every request ever let into the lane; `position` 0: it need not wait. `eta_ms` None: unknown.
+
+    Position and ETA count what is in the lane that goes first, whose slots and rate these are; the place does not, and
+    neither does the most that a lane holds.
+    """
 
     place: int
     position: int
@@ -120,6 +124,7 @@ class LaneDepth:
     ended: int
     slots: int
     rate: float  # requests a second that all living workers can do; 0: none lives
+    before: int = 0  # requests in the lane that goes first
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,24 @@ def settle_limit(limit: Limit, verdict: Verdict) -> Settling:
     return Settling.CLEAR if verdict is Verdict.PASSED and limit.clears else Settling.FREE
 
 
+# --- the lane of hash work -------------------------------------------------------------------------------------
+
+FREE_SHARE = 32  # an office behind one address, all at once; and no more than a second's work of one core for a flood
+
+
+def beyond_share(mine: int, slow: int, total: int, networks: int) -> bool:
+    """Whether a request that hashes has to let other networks go first. All counts are of such requests in flight:
+    `mine` its network's, itself included; `total` those of all `networks`, `slow` of them in the slow lane already.
+
+    A share is what each would have if one more network came: who comes next finds room, also after one that was alone.
+    That loses nothing, since the slow lane has all that others leave; and alone, what follows slow ones stays behind
+    them.
+    """
+    if networks == 1 and slow:
+        return True
+    return mine > max(FREE_SHARE, total // (networks + 1))
+
+
 # --- even times ---------------------------------------------------------------------------------------------
 
 GRID_MS = 250.0

@@ -67,7 +67,7 @@ class Worker:
         self._opener, self._mint, self._hasher = opener, mint, hasher
         self._settlements = Settlements(settings, name, mint, Sealer(mail_keys, settings.edge_secret, "mail"))
         threads = settings.hash_threads
-        self._holds = {Lane.FAST: LaneHold(Lane.FAST, FAST_CREDIT), Lane.HASH: LaneHold(Lane.HASH, threads)}
+        self._holds = {lane: LaneHold(lane, FAST_CREDIT if lane is Lane.FAST else threads) for lane in Lane}
         self._threads = HashThreads(threads)
         self._thread_of_suspects = HashThreads(1)  # they come one by one, and have waited
         self._in_hand: dict[tuple[Lane, str], asyncio.Task[None]] = {}
@@ -120,11 +120,9 @@ class Worker:
 
     async def _take(self, lane: Lane) -> None:
         hold = self._holds[lane]
-        if (
-            hold.held > hold.credit // 2
-        ):  # by half its credit at a time, not one by one: a trip costs more than a request
-            hold.room.clear()
-            await hold.room.wait()
+        if (full := self._full(lane)) is not None:
+            full.room.clear()
+            await full.room.wait()
             return
         others = []
         for delivery in await self._broker.take(lane, hold.credit - hold.held):
@@ -133,6 +131,15 @@ class Worker:
             else:
                 self._start(delivery, hold)
         await asyncio.gather(*others)
+
+    def _full(self, lane: Lane) -> LaneHold | None:
+        """What has to get room before more of a lane is taken: it by half its credit at a time, not one by one, for a
+        trip costs more than a request; or what goes first, while that alone keeps the threads busy.
+        """
+        hold, first = self._holds[lane], self._holds[lane.first]
+        if hold.held > hold.credit // 2:
+            return hold
+        return first if first is not hold and not first.spares else None
 
     async def _reap(self) -> None:
         """Say what is in hand, and take over what others have left, one at a time and each when the last one has ended:
@@ -323,9 +330,10 @@ class Worker:
             return outcome, (time.perf_counter() - started) * 1000
 
         threads = self._threads if work.delivery.deliveries == 1 else self._thread_of_suspects
-        outcome, ms = await threads.run(hashing)
+        outcome, ms = await threads.run(hashing, first=hold.lane.first is hold.lane)
         if ms > 1.0:  # a refusal without hashing says nothing about the cost of one
-            hold.hashed(ms)
+            for lane in (Lane.HASH, Lane.SLOW):
+                self._holds[lane].hashed(ms)
         return outcome, ms
 
     async def _replay(self, work: Work) -> None:
@@ -371,7 +379,7 @@ class Worker:
 
     async def _settle(self, work: Work, needs: Needs, outcome: Outcome) -> str:
         settlement = self._settlements.of(work, needs, outcome)
-        return await self._hand_in(work, settlement, self._holds[work.kind.lane].patience)
+        return await self._hand_in(work, settlement, self._holds[work.delivery.lane].patience)
 
     async def _hand_in(self, work: Work, settlement: Settlement, patience: float) -> str:
         return await self._insist(work.deadline, lambda: self._broker.settle(work.delivery, settlement, patience))

@@ -14,6 +14,7 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.messages import Lane
 from tests import running
 from tests.deployment import PASSWORD, Databases, Deployment, free_port
 from tests.test_startup import SECRETS, app, ended
@@ -85,7 +86,9 @@ async def test_the_queue_is_told_as_the_store_has_it(watched: Watched) -> None:
     assert figure(found, "workers", state="alive") == 1 and figure(found, "workers", state="silent") == 0
     assert figure(found, "gateways") == 1
     assert figure(found, "lane_requests_limit") == 77
-    assert figure(found, "lane_capacity_per_second", lane="hash") > 0
+    for lane in ("hash", "slow"):  # by the same threads
+        assert figure(found, "lane_capacity_per_second", lane=lane) > 0
+    assert {dict(labels)["lane"] for name, labels in found if name == "lane_requests"} == set(Lane)
 
     worker = watched.deployment.of("worker")[0]
     worker.pause()

@@ -23,17 +23,21 @@ MAIL = Letter("1700000060000-1", NOW + 60_000, "mail", "not sent in 5 tries", ri
 
 
 def worker(name: str = "one:7:ab12cd34", *, alive: bool = True, drained: float = 60.4) -> WorkerSeen:
-    lanes = {Lane.FAST: LaneVitals(128, 980.0, 0, 1.25), Lane.HASH: LaneVitals(2, 70.0, 5, drained)}
+    lanes = {
+        Lane.FAST: LaneVitals(128, 980.0, 0, 1.25),
+        Lane.HASH: LaneVitals(2, 70.0, 5, drained),
+        Lane.SLOW: LaneVitals(2, 70.0, 4, drained / 20),
+    }
     beat = Beat(NOW - 400, NOW - 7_380_000, alive, Vitals(27.123, lanes))
-    return WorkerSeen(name, {Lane.FAST: 0, Lane.HASH: 7}, beat)
+    return WorkerSeen(name, {Lane.FAST: 0, Lane.HASH: 7, Lane.SLOW: 4}, beat)
 
 
-GONE = WorkerSeen("two:9:ef56ab78", {Lane.FAST: 0, Lane.HASH: 3})
+GONE = WorkerSeen("two:9:ef56ab78", {Lane.FAST: 0, Lane.HASH: 3, Lane.SLOW: 1})
 SEEN = Overview(
     NOW,
     (worker(), GONE),
     ("0-node1", "0-node2"),
-    {Lane.FAST: Backlog(0, 0), Lane.HASH: Backlog(1200, 10, 12_149, 80)},
+    {Lane.FAST: Backlog(0, 0), Lane.HASH: Backlog(1200, 10, 12_149, 80), Lane.SLOW: Backlog(300, 5, 9000, 700)},
     Backlog(3, 1, 4000, 200),
     2,
     LETTER,
@@ -139,16 +143,17 @@ def test_the_table_shows_who_works_what_waits_and_what_was_given_up() -> None:
     assert list(as_text(SEEN)) == [
         "2023-11-14 22:13:20Z  workers: 1 alive, 1 gone  gateways: 2",
         "",
-        "worker          state  up     beat  hash    slots  in hand  pending  ends/s",
-        "one:7:ab12cd34  alive  2h 3m  0.4s  27.1ms  128/2  0/5      0/7      1.2/60.4",
-        "two:9:ef56ab78  gone   -      -     -       -      -        0/3      -",
-        "(numbers with a stroke: fast/hash)",
+        "worker          state  up     beat  hash    slots    in hand  pending  ends/s",
+        "one:7:ab12cd34  alive  2h 3m  0.4s  27.1ms  128/2/2  0/5/4    0/7/4    1.2/60.4/3.0",
+        "two:9:ef56ab78  gone   -      -     -       -        -        0/3/1    -",
+        "(numbers with a stroke: fast/hash/slow)",
         "",
         "gateways: 0-node1, 0-node2",
         "",
         "lane  waiting  in hand  oldest waiting  oldest in hand  drains/s  could/s  empty in",
         "fast  0        0        -               -               1.2       980      -",
         "hash  1200     10       12.1s           0.1s            60.4      70.0     20.0s",
+        "slow  300      5        9.0s            0.7s            3.0       70.0     1m 41s",
         "mail  3        1        4.0s            0.2s            -         -        -",
         "",
         "dead letters: 2  newest: 2023-11-14 22:13:20Z, hash, delivered 3 times",
@@ -181,10 +186,11 @@ def test_an_empty_deployment_has_a_short_table() -> None:
     assert lines[-1] == "dead letters: 0"
 
 
-def test_the_table_fits_a_hundred_columns() -> None:
-    large = {Lane.FAST: LaneVitals(128, 12_345.6, 128, 1234.5), Lane.HASH: LaneVitals(64, 2345.6, 448, 99.9)}
+def test_the_table_fits_a_hundred_and_twenty_columns() -> None:
+    hashing = LaneVitals(64, 2345.6, 448, 99.9)
+    large = {Lane.FAST: LaneVitals(128, 12_345.6, 128, 1234.5), Lane.HASH: hashing, Lane.SLOW: hashing}
     beat = Beat(NOW - 59_900, NOW - 36_000_000, True, Vitals(127.3, large))
-    busy = WorkerSeen("login-7d9f8b6c5d-x2x4k:1:ab12cd34", {Lane.FAST: 128, Lane.HASH: 448}, beat)
+    busy = WorkerSeen("login-7d9f8b6c5d-x2x4k:1:ab12cd34", {Lane.FAST: 128, Lane.HASH: 448, Lane.SLOW: 448}, beat)
     deep = Backlog(100_000, 1000, 3_599_000, 59_900)
     seen = replace(
         SEEN,
@@ -219,16 +225,17 @@ def test_the_json_has_numbers_and_nothing_that_is_not_known() -> None:
     assert one == {
         "name": "one:7:ab12cd34",
         "state": "alive",
-        "pending": {"fast": 0, "hash": 7},
+        "pending": {"fast": 0, "hash": 7, "slow": 4},
         "up_ms": 7_380_000,
         "beat_age_ms": 400,
         "hash_ms": 27.1,
         "lanes": {
             "fast": {"slots": 128, "in_hand": 0, "drain_rate": 1.2, "could_rate": 980.0},
             "hash": {"slots": 2, "in_hand": 5, "drain_rate": 60.4, "could_rate": 70.0},
+            "slow": {"slots": 2, "in_hand": 4, "drain_rate": 3.0, "could_rate": 70.0},
         },
     }
-    assert two == {"name": "two:9:ef56ab78", "state": "gone", "pending": {"fast": 0, "hash": 3}}
+    assert two == {"name": "two:9:ef56ab78", "state": "gone", "pending": {"fast": 0, "hash": 3, "slow": 1}}
     assert {name: value for name, value in as_json(SEEN).items() if name != "workers"} == {
         "now_ms": NOW,
         "clock_ahead_ms": 0,
@@ -243,6 +250,15 @@ def test_the_json_has_numbers_and_nothing_that_is_not_known() -> None:
                 "drain_rate": 60.4,
                 "could_rate": 70.0,
                 "empty_in_s": 20.0,
+            },
+            "slow": {
+                "waiting": 300,
+                "in_hand": 5,
+                "oldest_waiting_ms": 9000,
+                "oldest_in_hand_ms": 700,
+                "drain_rate": 3.0,
+                "could_rate": 70.0,
+                "empty_in_s": 101.0,
             },
         },
         "mail": {"waiting": 3, "in_hand": 1, "oldest_waiting_ms": 4000, "oldest_in_hand_ms": 200},

@@ -37,7 +37,14 @@ from app.sealing import Opener, Sealer
 from tests.deployment import ROOT, Deployment
 from tests.making import EDGE
 
-VITALS = Vitals(27.5, {Lane.FAST: LaneVitals(128, 500.0, 0, 1.5), Lane.HASH: LaneVitals(2, 60.25, 3, 40.0)})
+VITALS = Vitals(
+    27.5,
+    {
+        Lane.FAST: LaneVitals(128, 500.0, 0, 1.5),
+        Lane.HASH: LaneVitals(2, 60.25, 3, 40.0),
+        Lane.SLOW: LaneVitals(2, 60.25, 1, 0.5),
+    },
+)
 HASH = names.lane(Lane.HASH)
 
 
@@ -118,11 +125,11 @@ async def test_each_worker_is_seen_with_what_it_says_and_what_it_was_handed(redi
         await redis.xgroup_createconsumer(HASH, names.GROUP, "idle")
 
         alive, gone, idle = (await found.look()).workers
-        assert (alive.name, alive.pending) == ("alive", {Lane.FAST: 0, Lane.HASH: 2})
+        assert (alive.name, alive.pending) == ("alive", {Lane.FAST: 0, Lane.HASH: 2, Lane.SLOW: 0})
         assert alive.beat is not None and alive.beat.alive
         assert (alive.beat.since, alive.beat.at, alive.beat.vitals) == (first, last, VITALS)
-        assert (gone.name, gone.pending, gone.beat) == ("gone", {Lane.FAST: 0, Lane.HASH: 1}, None)
-        assert (idle.name, idle.pending, idle.beat) == ("idle", {Lane.FAST: 0, Lane.HASH: 0}, None)
+        assert (gone.name, gone.pending, gone.beat) == ("gone", {Lane.FAST: 0, Lane.HASH: 1, Lane.SLOW: 0}, None)
+        assert (idle.name, idle.pending, idle.beat) == ("idle", dict.fromkeys(Lane, 0), None)
 
 
 async def test_a_worker_that_was_not_heard_of_for_too_long_is_silent(redis_url: str) -> None:

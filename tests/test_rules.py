@@ -239,6 +239,43 @@ def test_an_address_counts_as_its_network(ip: str, network: str) -> None:
     assert rules.network_of(ip) == network
 
 
+# --- the lane of hash work ----------------------------------------------------------------------------------------
+
+MOST = rules.FREE_SHARE
+
+
+@pytest.mark.parametrize(
+    ("mine", "slow", "total", "networks", "expected"),
+    [
+        pytest.param(1, 0, 1, 1, False, id="one request, alone"),
+        pytest.param(MOST, 0, MOST, 1, False, id="an office alone"),
+        pytest.param(MOST + 1, 0, MOST + 1, 1, True, id="more than an office, alone: somebody may come"),
+        pytest.param(MOST, 1, MOST, 1, True, id="alone, behind its own that are slow"),
+        pytest.param(1, 1, 1, 1, True, id="alone, behind its last one that is slow"),
+        pytest.param(1, 1, 2, 2, False, id="one of two, whoever has something in the slow lane"),
+        pytest.param(MOST, 200, 500, 10, False, id="an office among a flood"),
+        pytest.param(MOST + 1, 0, MOST + 2, 2, True, id="more than an office, beside one other"),
+        pytest.param(400, 300, 410, 11, True, id="a flood beside ten others"),
+        pytest.param(1, 300, 410, 11, False, id="one of the ten"),
+        pytest.param(100, 0, 300, 2, False, id="as many as there would be with one network more"),
+        pytest.param(101, 0, 300, 2, True, id="one more than that"),
+        pytest.param(300, 0, 600, 2, True, id="two floods of a size"),
+        pytest.param(50, 0, 550, 2, False, id="a large office beside a flood of ten times its size"),
+        pytest.param(1, 0, 5000, 5000, False, id="everybody at once"),
+    ],
+)
+def test_what_is_beyond_a_networks_share_lets_others_go_first(
+    mine: int, slow: int, total: int, networks: int, expected: bool
+) -> None:
+    assert rules.beyond_share(mine, slow, total, networks) is expected
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=50))
+@many
+def test_the_network_that_has_most_is_beyond_its_share_unless_that_is_free(counts: list[int]) -> None:
+    assert rules.beyond_share(max(counts), 0, sum(counts), len(counts)) is (max(counts) > MOST)
+
+
 # --- even times ---------------------------------------------------------------------------------------------------
 
 

@@ -56,9 +56,15 @@ ENVELOPE = envelope()
 
 
 def pack(
-    event: str = "login", origin: Origin = ORIGIN, box: Envelope = ENVELOPE, same: str = "", replay: bool = False
+    event: str = "login",
+    origin: Origin = ORIGIN,
+    box: Envelope = ENVELOPE,
+    same: str = "",
+    replay: bool = False,
+    lane: Lane | None = None,
 ) -> Entry:
-    return entries.pack_request(box, "0edg1-rid", decode(text_of(event)), origin, NOW, same, replay=replay)
+    frame = decode(text_of(event))
+    return entries.pack_request(box, "0edg1-rid", frame, origin, NOW, lane or frame.kind.lane, same, replay=replay)
 
 
 # --- envelopes ----------------------------------------------------------------------------------------------------
@@ -211,6 +217,12 @@ def test_a_question_for_what_became_of_a_request_waits_where_nothing_is_hashed(e
     assert entries.open_request(opener(), asks)[1:] == entries.open_request(opener(), sent)[1:]
 
 
+def test_a_request_arrives_in_the_slow_lane_where_that_was_decided_and_a_question_for_a_replay_does_not() -> None:
+    slow, asks = pack(lane=Lane.SLOW), pack(lane=Lane.SLOW, same="mac", replay=True)
+    assert (slow.lane, asks.lane) == (Lane.SLOW, Lane.FAST)
+    assert entries.open_request(opener(), slow)[1:] == entries.open_request(opener(), asks)[1:]
+
+
 @pytest.mark.parametrize(
     "alter",
     [
@@ -219,6 +231,7 @@ def test_a_question_for_what_became_of_a_request_waits_where_nothing_is_hashed(e
         pytest.param(lambda e: replace(e, event="register"), id="event"),
         pytest.param(lambda e: replace(e, event="no_such_event"), id="unknown event"),
         pytest.param(lambda e: replace(e, lane=Lane.FAST), id="lane"),
+        pytest.param(lambda e: replace(e, lane=Lane.SLOW), id="the slow lane"),
         pytest.param(lambda e: replace(e, deadline=NOW + 1), id="deadline"),
         pytest.param(lambda e: replace(e, wrapped=envelope().wrapped), id="envelope"),
         pytest.param(lambda e: replace(e, box=e.box[:-1] + bytes([e.box[-1] ^ 1])), id="box"),

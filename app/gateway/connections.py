@@ -144,13 +144,13 @@ class Pending:
     origin: Origin  # as it was when it was asked: a connection may become somebody else meanwhile
     envelope: Envelope
     started: float
-    same: str  # what identifies it where it was sent with a key
+    lane: Lane  # where it is evaluated; what hashes may be sent to the slow one (InFlight)
+    same: str = ""  # what identifies it where it was sent with a key
     formerly: tuple[str, ...] = ()  # and what did before a rotation of the edge secret
     timer: asyncio.TimerHandle | None = None  # its deadline
     again: asyncio.TimerHandle | None = None  # when the request that it joined must have ended
     rounds: int = 0  # how often it was admitted
-    lane: Lane = Lane.FAST  # where it waits
-    place: int = 0  # in the order of that
+    place: int = 0  # in the order of the lane where it waits; a question for a replay waits in the fast one
     position: int = 0  # what its client was told last
 
     def cancel_again(self) -> None:

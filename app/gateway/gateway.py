@@ -215,7 +215,7 @@ class Gateway:
             origin=caller.origin(self._node),
             envelope=self._current_envelope(),
             started=time.monotonic(),
-            same="",
+            lane=frame.kind.lane,
         )
         if frame.key is not None:
             about = (self._edge, frame, self._session_of(caller, frame))
@@ -236,14 +236,13 @@ class Gateway:
             return  # gone meanwhile
         pending.rounds += 1
         deadline = self.now() + self._left_ms(pending)
-        entry = entries.pack_request(
-            pending.envelope, pending.rid, frame, pending.origin, deadline, pending.same, replay=replay
-        )
+        about = (pending.rid, frame, pending.origin, deadline, pending.lane, pending.same)
+        entry = entries.pack_request(pending.envelope, *about, replay=replay)
         if pending.same and not replay:
             in_vain = entries.sign_word(self._edge, pending.same, None, None)
             entry = replace(entry, formerly=pending.formerly, in_vain=in_vain)
         try:
-            patience = ADMIT_PATIENCE_SECONDS if self._waiting and entry.lane is Lane.HASH else 0.0
+            patience = ADMIT_PATIENCE_SECONDS if self._waiting and entry.lane is not Lane.FAST else 0.0
             answer = await self._broker.admit(entry, patience)
         except Unavailable:  # it may be in its lane all the same
             self._in_flight.give_up(pending, Code.UNAVAILABLE, UNAVAILABLE_RETRY_MS)

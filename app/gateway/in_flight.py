@@ -11,14 +11,49 @@ from app import messages
 from app.entries import OpenedReply
 from app.gateway.connections import Pending
 from app.gateway.waiting import Waiting
-from app.messages import Code, refusal
+from app.messages import Code, Lane, refusal
 from app.operator.metrics import Metrics
+from app.rules import beyond_share
 
 log = logging.getLogger("finthenticate")
 
 DEADLINE_SLACK_SECONDS = 0.1  # the gateway's own timer fires this much after the deadline, when no reply came
 JOINED_SLACK_MS = 50  # the request that was joined has had its deadline for sure
 LATE_SECONDS = 5.0  # a reply can come this much after its deadline: settled just in time, and held up on its way
+
+
+class Shares:
+    """What hashes of the requests in flight, by network, and which lane it gets; of a network without any nothing is
+    kept. What does not hash is in the fast lane, and passed over.
+    """
+
+    def __init__(self) -> None:
+        self._by_network: dict[str, int] = {}
+        self._total = self._slow = 0
+
+    def __len__(self) -> int:
+        return len(self._by_network)
+
+    def enter(self, pending: Pending) -> None:
+        """Its lane is decided by what is here already: who comes later changes nothing for it."""
+        if pending.lane is Lane.FAST:
+            return
+        network = pending.origin.network
+        mine = self._by_network[network] = self._by_network.get(network, 0) + 1
+        self._total += 1
+        beyond = beyond_share(mine, self._slow, self._total, len(self._by_network))
+        self._slow += beyond
+        pending.lane = Lane.SLOW if beyond else Lane.HASH
+
+    def leave(self, pending: Pending) -> None:
+        if pending.lane is Lane.FAST:
+            return
+        network = pending.origin.network
+        self._by_network[network] -= 1
+        if not self._by_network[network]:
+            del self._by_network[network]
+        self._total -= 1
+        self._slow -= pending.lane is Lane.SLOW
 
 
 class InFlight:
@@ -28,6 +63,7 @@ class InFlight:
         self._waiting, self._expired, self._metrics = waiting, expired, metrics
         self._all: dict[str, Pending] = {}
         self._late: dict[str, Pending] = {}
+        self._shares = Shares()
 
     def __len__(self) -> int:
         return len(self._all)
@@ -49,15 +85,18 @@ class InFlight:
         if pending.caller is not None:
             pending.caller.in_flight[pending.frame.id] = pending
         self._all[pending.rid] = pending
+        self._shares.enter(pending)
         seconds = pending.frame.timeout_ms / 1000 + DEADLINE_SLACK_SECONDS
         pending.timer = asyncio.get_running_loop().call_later(seconds, self._expire, pending)
 
     def rename(self, pending: Pending, rid: str) -> None:
-        """It is asked anew, and goes by another id from here on."""
+        """It is asked anew, goes by another id from here on, and perhaps in another lane."""
         pending.cancel_again()
         del self._all[pending.rid]
         pending.rid = rid
         self._all[rid] = pending
+        self._shares.leave(pending)
+        self._shares.enter(pending)
 
     def ask_again(self, pending: Pending, left_ms: int, how: Callable[[Pending], None]) -> None:
         """What it joined has so long: without a word by then that has come to nothing, and its work is this one's."""
@@ -74,6 +113,7 @@ class InFlight:
         """The one terminal event of a request, after what came before it; a second one finds nothing to end."""
         if self._all.pop(pending.rid, None) is None:
             return
+        self._shares.leave(pending)
         self._waiting.discard(pending)
         pending.cancel_again()
         if pending.timer is not None:
@@ -85,7 +125,7 @@ class InFlight:
                 caller.progress(event, pending.frame.id, data)
             caller.end(reply.event, pending.frame.id, reply.data)
         seconds, kind = time.monotonic() - pending.started, pending.frame.kind
-        self._metrics.ended(kind.event, reply.event, reply.code, kind.lane, seconds)
+        self._metrics.ended(kind.event, reply.event, reply.code, pending.lane, seconds)
         fields = {"request": pending.rid, "event": kind.event, "code": reply.code, "ms": round(seconds * 1000, 1)}
         log.info("answered" if caller else "nobody to answer", extra={"fields": fields})
 

@@ -16,7 +16,7 @@ class Waiting:
     """Requests that were told to wait and have no answer yet."""
 
     def __init__(self) -> None:
-        self._all: set[Pending] = set()
+        self._all: dict[Pending, Lane] = {}
 
     def __bool__(self) -> bool:
         return bool(self._all)
@@ -27,18 +27,18 @@ class Waiting:
         return EVERY_SECONDS * min(4.0, max(1.0, len(self._all) / FULL_RATE))
 
     def add(self, pending: Pending, lane: Lane, place: int, position: int, eta_ms: int) -> None:
-        pending.lane, pending.place = lane, place
-        self._all.add(pending)
+        pending.place = place
+        self._all[pending] = lane
         _tell(pending, position, eta_ms)
 
     def discard(self, pending: Pending) -> None:
-        self._all.discard(pending)
+        self._all.pop(pending, None)
 
     def update(self, depths: Mapping[Lane, LaneDepth]) -> None:
         """Tell everybody whose position has changed; it only falls."""
-        for pending in list(self._all):
-            depth = depths[pending.lane]
-            ahead = pending.place - depth.ended
+        for pending, lane in list(self._all.items()):
+            depth = depths[lane]
+            ahead = pending.place - depth.ended + depth.before
             position = max(1, ahead - depth.slots)
             if position < pending.position:
                 eta_ms = max(1, int(ahead * 1000 / depth.rate)) if depth.rate > 0 else DEFAULT_TIMEOUT_MS

@@ -19,7 +19,7 @@ from app.ports import Backlog, LaneVitals, Operator, Overview, Unavailable, Work
 
 USAGE = "python -m app status [--json] [--watch [SECONDS]]"
 WATCH_SECONDS, MOST_WATCH_SECONDS = 2, 3600
-WIDTH = 100
+WIDTH = 120
 CLEAR = "\x1b[H\x1b[2J"  # ECMA-48: cursor to the top, erase the page
 
 LANE_HEAD = ("lane", "waiting", "in hand", "oldest waiting", "oldest in hand", "drains/s", "could/s", "empty in")
@@ -135,7 +135,8 @@ def as_json(seen: Overview) -> dict[str, Any]:
                     up_ms, beat_age_ms, hash_ms, lanes: {LANE: {slots, in_hand, drain_rate, could_rate}}}]
         nodes     [name]
         lanes     {LANE: {waiting, in_hand, oldest_waiting_ms?, oldest_in_hand_ms?,
-                    drain_rate, could_rate, empty_in_s?}}
+                    drain_rate, could_rate, empty_in_s?}}; hash and slow share their threads: what either could is not
+                    to be added up
         mail      {waiting, in_hand, oldest_waiting_ms?, oldest_in_hand_ms?}
         dead      {letters, newest?: a letter as `dead list --json` shows it}
 

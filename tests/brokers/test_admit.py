@@ -24,8 +24,14 @@ def record(box: bytes | None = b"outcome\x00\xff", session_id: str = "") -> Reco
 
 @pytest.mark.parametrize(
     ("lane", "same", "replay"),
-    [(Lane.HASH, "", False), (Lane.HASH, "mac", False), (Lane.FAST, "", False), (Lane.FAST, "mac", True)],
-    ids=["without a key", "with a key", "in the other lane", "a question for a replay"],
+    [
+        (Lane.HASH, "", False),
+        (Lane.HASH, "mac", False),
+        (Lane.FAST, "", False),
+        (Lane.SLOW, "", False),
+        (Lane.FAST, "mac", True),
+    ],
+    ids=["without a key", "with a key", "in the fast lane", "in the slow lane", "a question for a replay"],
 )
 async def test_an_admitted_request_arrives_as_it_was_sent(ground: Ground, lane: Lane, same: str, replay: bool) -> None:
     gateway, worker = await ground.pair()

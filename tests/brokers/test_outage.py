@@ -98,7 +98,7 @@ async def test_when_the_server_died_what_was_in_hand_is_settled_once_and_replies
     assert set(states) == {"settled"}
     other = await ground.worker()
     assert sorted(rids_of(await ground.echo(reader, other))) == sorted(["before", *held_ones])
-    for delivery in (*await other.take(), *await other.reap()):
+    for delivery in (*await insist(other.take), *await insist(other.reap)):
         assert await other.settle(delivery) == "done"
     assert await other.spent(TRIES, 10)
     assert sorted(rids_of(await ground.echo(reader, other))) == sorted(["before", *held_ones])

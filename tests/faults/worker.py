@@ -214,7 +214,10 @@ async def joins(play: Stage) -> Figures:
         enough = (WAITING + WARM) / 30  # a second: else the last ones are refused, since they would wait for too long
         assert await until(lambda: float(play.redis.hget(names.CAPACITY, "hash:rate") or 0) > enough, 10), "too slow"
         asked = asyncio.gather(*ask(count))
-        assert await until(lambda: in_lane(play.redis, Lane.HASH) >= WAITING, 20), "they do not come to wait"
+        waiting = (Lane.HASH, Lane.SLOW)  # all of one network
+        assert await until(lambda: sum(in_lane(play.redis, lane) for lane in waiting) >= WAITING, 20), (
+            "they do not wait"
+        )
         started, newcomer = _now(play), play.deployment.add("worker")
         assert await until(lambda: len(_ended(play, newcomer)) >= 150, 20), "the new worker does not work"
         joined = _since(play, newcomer)

@@ -81,6 +81,47 @@ async def test_a_request_is_admitted_with_its_place_or_refused_by_count_or_by_ti
         assert int(await parts.redis.get(names.lane_count(Lane.HASH)) or 0) == admitted
 
 
+@pytest.mark.parametrize(
+    ("before", "here", "slots", "rate", "expected"),
+    [
+        pytest.param(0, 0, 2, 100, Admitted(1, 0, 10), id="nobody waits"),
+        pytest.param(1, 0, 2, 100, Admitted(1, 0, 20), id="the last free slot"),
+        pytest.param(2, 0, 2, 100, Admitted(1, 1, 30), id="the first to wait, behind others"),
+        pytest.param(30, 3, 2, 100, Admitted(1, 32, 340), id="behind others and behind its own"),
+        pytest.param(90, 3, 2, 2, Full(35_000), id="no answer before the deadline, for the others"),
+        pytest.param(40, 19, 2, 1000, Admitted(1, 58, 60), id="the last for which there is room"),
+        pytest.param(40, 20, 2, 1000, Full(50), id="full by its own count: the others and half of it have to go"),
+        pytest.param(40, 20, 0, 0, Full(None), id="full, and nobody works"),
+        pytest.param(3, 2, 0, 0, Admitted(1, 6, None), id="nobody works, five wait"),
+    ],
+)
+async def test_the_slow_lane_is_full_by_itself_and_comes_after_what_hashes_in_place_and_time(
+    redis_url: str, before: int, here: int, slots: int, rate: float, expected: Admitted | Full
+) -> None:
+    async with bench(redis_url, most=20) as parts:
+        for lane, count in ((Lane.HASH, before), (Lane.SLOW, here)):
+            for _ in range(count):
+                await parts.redis.xadd(names.lane(lane), {"r": "other"})
+        if slots:  # those of the hash lane count: a worker of before there were slow ones has no others
+            await parts.redis.hset(names.CAPACITY, mapping={"hash:slots": slots, "hash:rate": rate})
+        found = await parts.admit(entry(deadline=await parts.now() + 12_000, lane=Lane.SLOW))
+        if expected == Full(35_000):  # an ETA of 47 s, less the 12 s that are left
+            assert isinstance(found, Full) and found.retry_after_ms is not None
+            assert 35_000 <= found.retry_after_ms < 38_000
+        else:
+            assert found == expected
+        assert await parts.length(names.lane(Lane.SLOW)) == here + isinstance(expected, Admitted)
+        assert await parts.length(names.lane(Lane.HASH)) == before
+
+
+async def test_a_flood_in_the_slow_lane_takes_nothing_from_what_hashes(redis_url: str) -> None:
+    async with bench(redis_url, most=20) as parts:
+        for _ in range(20):
+            await parts.redis.xadd(names.lane(Lane.SLOW), {"r": "other"})
+        await parts.redis.hset(names.CAPACITY, mapping={"hash:slots": 2, "hash:rate": 1.0})
+        assert await parts.admit(entry(deadline=await parts.soon())) == Admitted(1, 0, 1000)
+
+
 async def test_one_lane_knows_nothing_of_the_other(redis_url: str) -> None:
     async with bench(redis_url, most=1) as parts:
         deadline = await parts.soon()
