@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ pytestmark = pytest.mark.all
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a .venv as setup.sh makes it, in which only Argon2 is installed."""
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a .venv as setup.sh makes it, in which only Argon2 is installed. The documents in there quote a
+    password of ours, so nothing of it stays for tests/test_secrecy.py to find.
+    """
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "scripts").mkdir()
     for name in ("scripts/argon2", "requirements.lock", "requirements-build.lock"):
@@ -32,7 +35,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said(folder, sys.executable, "-m", "venv", ".venv")
     install = "-m pip install -q --disable-pip-version-check --require-hashes -r argon2.lock"
     said(folder, ".venv/bin/python", *install.split())
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
