@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -15,6 +14,7 @@ from app.client import Answer, Client
 from app.messages import MAX_IN_FLIGHT, Lane
 from app.rules import FREE_SHARE
 from tests.deployment import Databases, Deployment, event_of, in_lane, new_address
+from tests.faults.ground import until
 
 SETTINGS = {"FIN_TRUSTED_PROXIES": "127.0.0.1", "FIN_HASH_THREADS": "1", "FIN_ARGON2": "m=16384,t=1,p=1"}
 FLOODER, FLOOD = "198.51.100.1", 36 * MAX_IN_FLIGHT
@@ -37,14 +37,6 @@ def ask(clients: list[Client], logins: int) -> list[asyncio.Task[Answer]]:
         asyncio.create_task(client.ask("login", email=new_address(), password="x", timeout_ms=30_000))
         for client in turns
     ]
-
-
-async def until(holds: Callable[[], object], seconds: float = 20) -> None:
-    async def look() -> None:
-        while not holds():
-            await asyncio.sleep(0.02)
-
-    await asyncio.wait_for(look(), seconds)
 
 
 async def answered_once(clients: list[Client], asked: list[asyncio.Task[Answer]]) -> Counter[Any]:
@@ -74,13 +66,15 @@ async def test_who_comes_after_a_flood_is_answered_before_most_of_it_and_everybo
         async with AsyncExitStack() as stack:
             flooders = await come(stack, running, FLOODER, FLOOD)
             flood = ask(flooders, FLOOD)
-            await until(lambda: in_lane(redis, Lane.HASH) + in_lane(redis, Lane.SLOW) == FLOOD)
+            await until(
+                lambda: in_lane(redis, Lane.HASH) + in_lane(redis, Lane.SLOW) == FLOOD, "a flood that waits", 20
+            )
             assert in_lane(redis, Lane.HASH) == FREE_SHARE
 
             others = [await come(stack, running, address, EACH) for address in OTHERS]
             people = [client for clients in others for client in clients]
             asked = [task for clients in others for task in ask(clients, EACH)]
-            await until(lambda: in_lane(redis, Lane.HASH) == FREE_SHARE + len(asked))
+            await until(lambda: in_lane(redis, Lane.HASH) == FREE_SHARE + len(asked), "others that wait", 20)
             running.add("worker")
 
             answers = await asyncio.gather(*asked)
@@ -106,7 +100,7 @@ async def test_a_flood_with_nobody_else_there_has_all_workers_and_is_answered_to
         Redis.from_url(url) as redis,
         Deployment.start(folder, url, workers=2, mailers=0, settings=SETTINGS) as running,
     ):
-        await until(lambda: redis.hlen(names.WORKERS) == 2)
+        await until(lambda: redis.hlen(names.WORKERS) == 2, "workers", 20)
         async with AsyncExitStack() as stack:
             flooders = await come(stack, running, FLOODER, FLOOD)
             told = await answered_once(flooders, ask(flooders, FLOOD))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from app import entries
@@ -18,6 +19,7 @@ from app.records import Facts, Limit, Needs
 from app.sealing import Opener
 from app.worker import Worker
 from tests.deciding import SETTINGS
+from tests.faults.ground import until as wait_until
 from tests.making import CHEAP, EDGE, MINT, NOW, ORIGIN, PEPPER, Counting
 from tests.test_in_flight import ENVELOPE
 from tests.test_sealing import KEY
@@ -97,12 +99,7 @@ class Queue:
         return Facts(self.now, needs)
 
 
-async def until(holds: Callable[[], object], seconds: float = 5) -> None:
-    async def look() -> None:
-        while not holds():
-            await asyncio.sleep(0.005)
-
-    await asyncio.wait_for(look(), seconds)
+until = partial(wait_until, what="what the worker is to do", seconds=5)
 
 
 class Bench:
