@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from redis import Redis
 from adapters import names
 from app.client import Answer, Client, connect
 from app.messages import EVENTS, STATUSES, Code, Lane
+from tests.running import free_port
 
 ROOT = Path(__file__).parent.parent
 OFF = {
@@ -52,13 +52,6 @@ Databases = Callable[[], AbstractContextManager[str]]
 
 def secret() -> str:
     return f"t{secrets.randbelow(1000):03}:{secrets.token_urlsafe(32)}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 # What tests/test_secrecy.py looks for at the end.

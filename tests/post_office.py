@@ -14,6 +14,8 @@ from typing import Any
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
+from tests.running import free_port
+
 STALL, DROP, MUTE = "stall", "drop", "mute"
 TAKEN = "250 taken"
 
@@ -32,7 +34,7 @@ class PostOffice:
         self.logins: list[tuple[bytes, bytes]] = []
         self.tries: Counter[str] = Counter()  # by address
         self.connections: set[Any] = set()
-        self.port = 0
+        self.port = free_port()
         self._server: asyncio.Server | None = None
         self._make: Callable[[], SMTP] = lambda: _Connection(self)
         self._tls: ssl.SSLContext | None = None
@@ -55,10 +57,9 @@ class PostOffice:
             office.stop()
 
     async def start(self) -> None:
-        """On the port that it had, where it was started before."""
+        """Also again, at the same port, after `stop`."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._make, "127.0.0.1", self.port, ssl=self._tls)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     def stop(self) -> None:
         """Nobody listens any more, and who was connected is cut off."""

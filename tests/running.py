@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import re
 import secrets
 import signal
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import SplitResult, urlsplit
@@ -34,6 +36,7 @@ LOOK_SECONDS = 0.05
 # A quorum queue of RabbitMQ 3.10 that is killed within a second of its first declaration comes back without a leader
 # and without what is in it: Ra writes the names of its servers down (names.dets) only now and then.
 WRITTEN_DOWN_SECONDS = 2.0
+_CANDIDATES = cycle(random.sample(PORTS, len(PORTS)))  # so none is given twice by one process
 LOW, NORMAL = "0.00001", "0.4"  # RabbitMQ's memory watermark, as a part of the machine's memory
 
 
@@ -342,7 +345,7 @@ class Contained(Server):
 def free_port() -> int:
     """Below those that systems give to outgoing connections, so that it is still free when a server comes back."""
     while True:
-        port = secrets.choice(PORTS)
+        port = next(_CANDIDATES)
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import pytest
 
 from app.client import connect, steady
 from tests.deployment import PASSWORD, ROOT, new_address
+from tests.running import free_port
 
 COPIED = ("app", "adapters", "docker", "requirements.lock", "setup.sh", ".dockerignore")
 LOCAL = {  # where no registry is reached
@@ -89,13 +91,9 @@ def wait_ready(port: int) -> None:
 def two_ports() -> tuple[int, int]:
     """Free, and one after the other."""
     while True:
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            try:
-                other.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
+        port = free_port()
+        with socket.socket() as other, suppress(OSError):
+            other.bind(("127.0.0.1", port + 1))
             return port, port + 1
 
 

@@ -15,8 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.messages import Lane
-from tests import running
-from tests.deployment import PASSWORD, Databases, Deployment, free_port
+from tests.deployment import PASSWORD, Databases, Deployment
+from tests.running import free_port
 from tests.test_startup import SECRETS, app, ended
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -145,7 +145,7 @@ async def test_while_the_store_is_away_it_says_so_and_goes_on_about_its_node(tmp
 
 def test_a_port_that_was_asked_for_and_is_taken_is_a_fault_and_the_default_one_is_gone_without(tmp_path: Path) -> None:
     with socket.socket() as taken:
-        public = running.free_port()
+        public = free_port()
         number = public + 1
         taken.bind(("127.0.0.1", number))
         taken.listen()

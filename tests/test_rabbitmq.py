@@ -17,8 +17,8 @@ import pytest
 from adapters.amqp_link import Line
 from app.messages import Lane
 from app.ports import Unavailable
-from tests.deployment import PASSWORD, Deployment, free_port, new_address, secret
-from tests.running import WRITTEN_DOWN_SECONDS
+from tests.deployment import PASSWORD, Deployment, new_address, secret
+from tests.running import WRITTEN_DOWN_SECONDS, free_port
 from tests.servers import Kind, Server, locate, server_of
 from tests.test_startup import app, ended
 

@@ -18,7 +18,8 @@ import pytest
 
 from adapters.embedded_redis import EmbeddedRedis
 from app.client import connect
-from tests.deployment import CHEAP, ROOT, Deployment, event_of, free_port, new_address, secret
+from tests.deployment import CHEAP, ROOT, Deployment, event_of, new_address, secret
+from tests.running import free_port
 
 SECRETS = {"FIN_EDGE_SECRET": secret(), "FIN_WORKER_SECRET": secret(), "FIN_PEPPER": secret()}
 

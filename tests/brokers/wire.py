@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import cast
 
-from tests.running import Server
+from tests.running import Server, free_port
 
 
 class Wire:
@@ -20,14 +20,13 @@ class Wire:
         self._tasks: set[asyncio.Task[None]] = set()
         self._held: frozenset[str] = frozenset()  # which ways nothing goes: "asks", "answers"
         self._losing = False
-        self.port = 0
+        self.port = free_port()
 
     async def open(self) -> None:
         """Also again, at the same port, after `shut`."""
         if self._listener is None:
             loop = asyncio.get_running_loop()
             self._listener = await loop.create_server(self._client, "127.0.0.1", self.port)
-            self.port = self._listener.sockets[0].getsockname()[1]
 
     def cut(self) -> None:
         """Every connection ends without a goodbye; new ones are let through."""

@@ -20,7 +20,7 @@ from redis import Redis
 
 from adapters import names
 from app.messages import Lane
-from tests.deployment import ANY_DEVICE, CHEAP, OFF, PASSWORD, ROOT, Deployment, free_port, secret
+from tests.deployment import ANY_DEVICE, CHEAP, OFF, PASSWORD, ROOT, Deployment, secret
 from tests.faults import Figures, NotPossible, Run, Scenario
 from tests.faults.ground import (
     AT_ONCE,
@@ -36,6 +36,7 @@ from tests.faults.ground import (
     register,
     until,
 )
+from tests.running import free_port
 
 # --- a torn and an altered AOF ---------------------------------------------------------------------------------------
 
