@@ -37,6 +37,7 @@ LOOK_SECONDS = 0.05
 # and without what is in it: Ra writes the names of its servers down (names.dets) only now and then.
 WRITTEN_DOWN_SECONDS = 2.0
 _CANDIDATES = cycle(random.sample(PORTS, len(PORTS)))  # so none is given twice by one process
+HZ = 100  # ticks a second of Redis, which ends a read that blocks in vain with the next one; ten unless told otherwise
 LOW, NORMAL = "0.00001", "0.4"  # RabbitMQ's memory watermark, as a part of the machine's memory
 
 
@@ -226,7 +227,8 @@ class LocalRedis(Local):
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         """As durable as a deployment's."""
-        (self._folder / "redis.conf").write_text(CONF.format(port=self._port, password=self._password))
+        conf = CONF.format(port=self._port, password=self._password)
+        (self._folder / "redis.conf").write_text(f"{conf}hz {HZ}\n")
         return self._popen([self.source.what, "redis.conf"])
 
     async def control(self, *command: str) -> None:
@@ -310,7 +312,7 @@ class Contained(Server):
             if self.source.kind is not Kind.RABBITMQ:
                 self._container.with_command(
                     f"{self.source.kind}-server --protected-mode no --bind 0.0.0.0 --save '' "
-                    "--appendonly yes --appendfsync always --maxmemory-policy noeviction"
+                    f"--appendonly yes --appendfsync always --maxmemory-policy noeviction --hz {HZ}"
                 )
             self._container.start()
         else:

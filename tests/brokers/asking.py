@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from collections.abc import Mapping
@@ -31,11 +32,9 @@ async def settle_all(worker: WorkerSide, told: Mapping[str, str]) -> list[str]:
 
     async def all_came() -> bool:
         deliveries = [*await worker.take(50), *await worker.reap(50)]
-        for delivery in deliveries:
-            if delivery.deliveries == 1:
-                new.append(rid_of(delivery))
-            if await insist(partial(worker.settle, delivery)) == "settled":
-                settled.append(rid_of(delivery))
+        new.extend(rid_of(delivery) for delivery in deliveries if delivery.deliveries == 1)
+        states = await asyncio.gather(*(insist(partial(worker.settle, delivery)) for delivery in deliveries))
+        settled.extend(rid_of(d) for d, state in zip(deliveries, states, strict=True) if state == "settled")
         return admitted <= set(settled) and not deliveries
 
     await until(all_came, f"all of {len(admitted)} that were admitted", 30)

@@ -155,6 +155,7 @@ class WorkerSide:
     broker: WorkerBroker
     store: Store
     wires: Wires
+    received: list[Delivery] = field(default_factory=list)
 
     async def take(self, most: int = 10, lane: Lane = Lane.HASH) -> list[Delivery]:
         found = list(await self.broker.take(lane, most))
@@ -166,17 +167,18 @@ class WorkerSide:
         return list(await self.broker.reap(lane, most, [delivery.token for delivery in held]))
 
     async def receive(self, count: int = 1, lane: Lane = Lane.HASH, seconds: float = SECONDS) -> list[Delivery]:
-        """So many deliveries, in the order in which they come, by whichever way."""
+        """So many deliveries, in the order in which they come, by whichever way; what came so before stays in hand."""
         found: list[Delivery] = []
 
         async def enough() -> bool:
             found.extend(await self.take(count - len(found), lane))
             if len(found) < count:
-                found.extend(await self.reap(count - len(found), lane, found))
+                found.extend(await self.reap(count - len(found), lane, [*self.received, *found]))
             return len(found) >= count
 
         await until(enough, f"{count} deliveries at {self.name}", seconds)
         assert len(found) == count, found
+        self.received += found
         return found
 
     async def receive_one(self, lane: Lane = Lane.HASH, seconds: float = SECONDS) -> Delivery:
