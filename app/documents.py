@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from app import messages
+from app import frames, messages
 from app.messages import EVENTS, KINDS, PROTOCOL, STATUSES, Code, Kind, Refusal, refusal
 
 Json = dict[str, Any]
@@ -158,7 +158,7 @@ INFO: Json = {"title": "Finthenticate", "version": f"{PROTOCOL}.0.0"}
 FIELDS = dict.fromkeys((Code.INVALID_CODE, Code.CODE_EXPIRED), "code")
 FIELDS |= {Code.ADDRESS_TAKEN: "email", Code.PASSWORD_TOO_SHORT: "password"}
 JSON, REF = "application/json", "#/components/schemas/{name}"
-ENVELOPE: Json = msgspec.json.schema_components((messages._Envelope,))[1]["_Envelope"]["properties"]
+ENVELOPE: Json = msgspec.json.schema_components((frames.Envelope,))[1]["Envelope"]["properties"]
 EMAIL: Json = {
     "format": "email",
     "description": "Trimmed and lower-cased before anything else; at most 254 characters.",
@@ -338,7 +338,7 @@ def _response(status: int, content: Json) -> Json:
 # --- AsyncAPI ------------------------------------------------------------------------------------------------------
 
 SOCKET_ABOUT = (
-    f"Text frames of one JSON object, at most {messages.MAX_MESSAGE_BYTES} bytes and {messages.MAX_DEPTH} deep. The "
+    f"Text frames of one JSON object, at most {messages.MAX_MESSAGE_BYTES} bytes and {frames.MAX_DEPTH} deep. The "
     f"server speaks first, with `connected`. At most {messages.MAX_IN_FLIGHT} requests may be in flight; each gets "
     "exactly one terminal event, or the connection closes. An `Origin` has to be one that the deployment allows."
 )

@@ -10,7 +10,8 @@ import msgspec
 import orjson
 from msgspec import Struct
 
-from app.messages import KINDS, Code, Frame, Kind, Lane, Reply, Request, canonical, encode_data
+from app.frames import Frame, canonical, encode_data
+from app.messages import KINDS, Code, Kind, Lane, Reply, Request
 from app.ports import Entry, Sealed, SealedMail, Signed
 from app.records import Identity, Mail, Notice, Origin, Outcome
 from app.sealing import Envelope, Opener, Unreadable, associated, open_kept, seal_kept

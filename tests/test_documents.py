@@ -17,7 +17,7 @@ import pytest
 from jsonschema import Draft7Validator, Draft202012Validator  # type: ignore[import-untyped]
 from openapi_spec_validator import validate
 
-from app import messages
+from app import frames, messages
 from app.documents import ABOUT, COOKIE, COOKIE_HTTPS, ERRORS, EXAMPLES, asyncapi, openapi, refusal_example
 from app.gateway import rest
 from app.handlers import HANDLERS
@@ -215,7 +215,7 @@ def test_every_example_is_what_the_code_reads_or_writes(name: str) -> None:
     frame = orjson.dumps(example["payload"])
 
     if name.endswith("_request"):
-        assert messages.decode(frame).kind.event == example["payload"]["event"]
+        assert frames.decode(frame).kind.event == example["payload"]["event"]
     else:
         assert check_frame(frame)["event"] == name
 

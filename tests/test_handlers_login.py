@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from app import rules
+from app.frames import encode_data
 from app.handlers import decide
 from app.messages import (
     KINDS,
@@ -20,7 +21,6 @@ from app.messages import (
     SecondFactorRequired,
     SessionEnded,
     SessionStarted,
-    encode_data,
 )
 from app.passwords import Hasher
 from app.records import (

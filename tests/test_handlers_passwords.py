@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app import rules
+from app.frames import encode_data
 from app.handlers.common import of_now
 from app.messages import (
     ChangePassword,
@@ -18,7 +19,6 @@ from app.messages import (
     RequestPasswordReset,
     ResetPassword,
     SecurityAlert,
-    encode_data,
 )
 from app.records import (
     Account,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app import rules
+from app.frames import encode_data
 from app.messages import (
     Code,
     ConfirmationSent,
@@ -16,7 +17,6 @@ from app.messages import (
     Register,
     RegisterAccepted,
     ResendConfirmation,
-    encode_data,
 )
 from app.records import CreateAccount, Mail, Needs, PutChallenge, RenewCode, Verdict
 from app.rules import HOUR, MINUTE

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from app import rules
+from app.frames import encode_data
 from app.messages import (
     Account,
     AccountData,
@@ -28,7 +29,6 @@ from app.messages import (
     Sessions,
     SessionsRevoked,
     TokenRefreshed,
-    encode_data,
 )
 from app.records import ConfirmSession, EndOthers, EndSession, Identity, Needs, Notice, RotateSession, Session, Verdict
 from app.rules import DAY

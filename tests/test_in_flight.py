@@ -9,10 +9,11 @@ from collections.abc import Callable
 import pytest
 
 from app.entries import OpenedReply
+from app.frames import typed
 from app.gateway.connections import Pending, RestCall
 from app.gateway.in_flight import InFlight, Shares
 from app.gateway.waiting import Waiting
-from app.messages import Code, Lane, typed
+from app.messages import Code, Lane
 from app.operator.metrics import Metrics
 from app.ports import LaneDepth, Overview, Unavailable
 from app.rules import FREE_SHARE

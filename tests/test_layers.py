@@ -21,7 +21,8 @@ STANDS_ON = {
     "app.keys": "",
     "app.totp": "",
     "app.client": "",
-    "app.documents": "app.messages",
+    "app.frames": "app.messages",
+    "app.documents": "app.frames",
     "app.credit": "app.messages",
     "app.threads": "",
     "app.records": "app.messages",
@@ -31,7 +32,7 @@ STANDS_ON = {
     "app.rules": "app.records app.tokens",
     "app.ports": "app.records",
     "app.handlers": "app.rules app.passwords app.totp",
-    "app.entries": "app.ports app.sealing",
+    "app.entries": "app.ports app.sealing app.frames",
     "app.settlements": "app.entries app.rules",
     "app.worker": "app.settlements app.handlers app.credit app.threads",
     "app.operator.metrics": "app.operator",
@@ -50,7 +51,7 @@ STANDS_ON = {
     "adapters": "app.ports app.rules app.mail.message app.supervisor",
     "app.__main__": "adapters app.gateway.server app.worker app.mail app.logs app.reload app.operator",
 }
-CORE = "messages records rules tokens passwords totp sealing entries settlements keys handlers documents".split()
+CORE = "messages frames records rules tokens passwords totp sealing entries settlements keys handlers documents".split()
 KEPT_OUT = set("time asyncio threading socket logging pathlib subprocess random importlib".split())
 ONLY_IN = {"redis": "adapters", "sanic": "app.gateway", "uvloop": "app.__main__"}
 CLOCK = {f"{name}.{how}" for name in ("datetime", "date") for how in ("now", "utcnow", "today")}

@@ -12,27 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import messages
-from app.messages import (
-    EVENTS,
-    KEY,
-    KINDS,
-    RETRYABLE,
-    STATUSES,
-    TEXTS,
-    BadFrame,
-    Code,
-    Frame,
-    Lane,
-    Refusal,
-    Reply,
-    canonical,
-    canonical_email,
-    decode,
-    parse_json,
-    refusal,
-    typed,
-)
+from app import frames, messages
+from app.frames import KEY, BadFrame, Frame, canonical, decode, parse_json, typed
+from app.messages import EVENTS, KINDS, RETRYABLE, STATUSES, TEXTS, Code, Lane, Refusal, Reply, canonical_email, refusal
 
 many = settings(max_examples=300, deadline=None, database=None)
 
@@ -551,7 +533,7 @@ anything = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(names_, inner, max_size=4)),
     max_leaves=12,
 )
-frames = st.fixed_dictionaries(
+envelopes = st.fixed_dictionaries(
     {},
     optional={
         "event": st.one_of(st.sampled_from(sorted(KINDS)), anything),
@@ -579,7 +561,7 @@ def test_any_bytes_are_decoded_or_refused(frame: bytes) -> None:
     decode_or_refuse(frame)
 
 
-@given(st.one_of(frames, anything), st.booleans())
+@given(st.one_of(envelopes, anything), st.booleans())
 @many
 def test_any_json_is_decoded_or_refused(value: object, ascii_only: bool) -> None:
     decode_or_refuse(json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"))
@@ -711,20 +693,20 @@ def test_a_field_that_a_client_chose_is_cut_in_the_refusal() -> None:
 
 
 def test_frames_to_clients_have_exactly_their_names() -> None:
-    data = messages.encode_data(refusal(Code.RATE_LIMITED, retry_after_ms=5))
+    data = frames.encode_data(refusal(Code.RATE_LIMITED, retry_after_ms=5))
     text = TEXTS[Code.RATE_LIMITED]
     inner = {"code": "rate_limited", "message": text, "retryable": True, "retryAfterMs": 5}
-    assert orjson.loads(messages.encode("error", None, data)) == {"event": "error", "id": None, "data": inner}
-    assert orjson.loads(messages.encode("error", "1", data)) == {"event": "error", "id": "1", "data": inner}
-    assert orjson.loads(messages.push("error", data)) == {"event": "error", "data": inner}
-    assert messages.encode_data(messages.RegisterAccepted(next="login", device_token="t")) == (
+    assert orjson.loads(frames.encode("error", None, data)) == {"event": "error", "id": None, "data": inner}
+    assert orjson.loads(frames.encode("error", "1", data)) == {"event": "error", "id": "1", "data": inner}
+    assert orjson.loads(frames.push("error", data)) == {"event": "error", "data": inner}
+    assert frames.encode_data(messages.RegisterAccepted(next="login", device_token="t")) == (
         b'{"next":"login","deviceToken":"t"}'
     )
     account = messages.AccountData(
         user_id="u", email="e", has2fa=False, recovery_codes_left=0, devices=(), created_at="c"
     )
     names = "userId email has2fa recoveryCodesLeft devices createdAt"
-    assert set(orjson.loads(messages.encode_data(account))) == set(names.split())
+    assert set(orjson.loads(frames.encode_data(account))) == set(names.split())
 
 
 # --- nothing secret is shown --------------------------------------------------------------------------------------

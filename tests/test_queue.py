@@ -12,8 +12,9 @@ from redis import Redis
 from adapters import names
 from adapters.key_files import KeyFiles
 from app.entries import pack_request
+from app.frames import typed
 from app.keys import Ring
-from app.messages import Lane, typed
+from app.messages import Lane
 from app.records import Origin
 from app.sealing import Envelope
 from app.settings import Secret

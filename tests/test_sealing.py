@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from app import entries, sealing
 from app.entries import ANEW, OpenedFailure, OpenedNotice, OpenedRecord, OpenedWord
+from app.frames import decode, typed
 from app.keys import SealKeys
 from app.messages import (
     KINDS,
@@ -27,9 +28,7 @@ from app.messages import (
     Reply,
     SecondFactorVerified,
     SessionEnded,
-    decode,
     refusal,
-    typed,
 )
 from app.ports import Entry, Sealed, SealedMail, Signed
 from app.records import Identity, Mail, Notice, Origin, Outcome

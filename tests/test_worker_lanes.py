@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 from app import entries
+from app.frames import typed
 from app.keys import SealKeys
-from app.messages import Lane, typed
+from app.messages import Lane
 from app.ports import Clock, Delivery, Settlement, Vitals
 from app.records import Facts, Limit, Needs
 from app.sealing import Opener

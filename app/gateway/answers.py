@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from app import entries, messages
+from app import entries, frames
 from app.gateway.connections import Connection, Connections, Pending
 from app.gateway.in_flight import InFlight
 from app.messages import Code, Reply, SessionEnded
@@ -139,7 +139,7 @@ class Answers:
                 self._notice(notice)
 
     def _notice(self, notice: entries.OpenedNotice) -> None:
-        frame = messages.push(notice.event, notice.data)
+        frame = frames.push(notice.event, notice.data)
         if notice.only is not None:
             if (waiting := self._connections.find(notice.only[1])) is not None:
                 waiting.socket.send(frame)
@@ -161,4 +161,4 @@ class Answers:
 
 def push(connection: Connection, reply: Reply) -> None:
     """What it did not ask for."""
-    connection.socket.send(messages.push(reply.event, messages.encode_data(reply)))
+    connection.socket.send(frames.push(reply.event, frames.encode_data(reply)))

@@ -8,9 +8,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from app import messages
+from app import frames, messages
+from app.frames import Frame
 from app.gateway.socket import Socket
-from app.messages import Frame, Lane
+from app.messages import Lane
 from app.records import Identity, Origin
 from app.sealing import Envelope
 
@@ -59,7 +60,7 @@ class Connection(Caller):
     asked: float = field(default_factory=time.monotonic)  # when its last message came
 
     def progress(self, event: str, id: str, data: bytes) -> None:
-        self.socket.send(messages.encode(event, id, data))
+        self.socket.send(frames.encode(event, id, data))
 
     end = progress
 
@@ -109,7 +110,7 @@ class Probe(Caller):
         """Nobody waits for it."""
 
     def end(self, event: str, id: str, data: bytes) -> None:
-        if messages.code_of(data) == messages.Code.NOT_AUTHENTICATED:
+        if frames.code_of(data) == messages.Code.NOT_AUTHENTICATED:
             self.ended()
 
 

@@ -14,14 +14,15 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
-from app import entries, messages
+from app import entries, frames, messages
+from app.frames import BadFrame, Frame
 from app.gateway.answers import Answers, push
 from app.gateway.connections import Bucket, Caller, Connection, Connections, Pending, Probe, RestCall
 from app.gateway.in_flight import InFlight
 from app.gateway.socket import Socket
 from app.gateway.waiting import Waiting
 from app.keys import SealKeys
-from app.messages import BadFrame, Code, Connected, Draining, Frame, Lane, refusal
+from app.messages import Code, Connected, Draining, Lane, refusal
 from app.operator.metrics import Metrics
 from app.ports import Admitted, Expired, Full, GatewayBroker, Known, Unavailable
 from app.rules import iso, network_of
@@ -178,12 +179,12 @@ class Gateway:
             connection.socket.fail(FLOODING, "flooding")
             return
         try:
-            frame = messages.decode(text)
+            frame = frames.decode(text)
             if frame.id in connection.in_flight:
                 raise BadFrame(Code.DUPLICATE_ID)
         except BadFrame as bad:
-            refused = messages.encode_data(refusal(bad.code, field=bad.field))
-            connection.socket.send(messages.encode("error", bad.id, refused))
+            refused = frames.encode_data(refusal(bad.code, field=bad.field))
+            connection.socket.send(frames.encode("error", bad.id, refused))
             return
         self.ask(connection, frame, bucket, left)
 
@@ -192,7 +193,7 @@ class Gateway:
         wrong = self._refused(caller, frame, bucket, left)
         if wrong is not None:
             self._metrics.refused(frame.kind.event, wrong.code)
-            caller.end("error", frame.id, messages.encode_data(wrong))
+            caller.end("error", frame.id, frames.encode_data(wrong))
         else:
             self._later(self._admit(self._begin(caller, frame)))
 
@@ -299,7 +300,7 @@ class Gateway:
                 self._answers.session_over(connection, identity)
 
         probe = Probe("", connection.ip, connection.network, identity, ended=ended)
-        self.ask(probe, messages.typed("account", {}, "probe"), Bucket(None), 0.0)
+        self.ask(probe, frames.typed("account", {}, "probe"), Bucket(None), 0.0)
 
     # --- loops ---------------------------------------------------------------------------------------------------
 

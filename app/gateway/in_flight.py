@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from app import messages
+from app import frames
 from app.entries import OpenedReply
 from app.gateway.connections import Pending
 from app.gateway.waiting import Waiting
@@ -105,9 +105,7 @@ class InFlight:
             pending.again = asyncio.get_running_loop().call_later(seconds, how, pending)
 
     def fail(self, pending: Pending, code: Code, retry_after_ms: int | None = None) -> None:
-        self.end(
-            pending, OpenedReply("error", messages.encode_data(refusal(code, retry_after_ms=retry_after_ms)), code)
-        )
+        self.end(pending, OpenedReply("error", frames.encode_data(refusal(code, retry_after_ms=retry_after_ms)), code))
 
     def end(self, pending: Pending, reply: OpenedReply) -> None:
         """The one terminal event of a request, after what came before it; a second one finds nothing to end."""

@@ -12,11 +12,12 @@ from sanic import Blueprint, HTTPResponse
 from sanic.exceptions import SanicException
 from sanic.request import Request
 
-from app import messages
+from app import frames, messages
+from app.frames import BadFrame, Frame
 from app.gateway.connections import Bucket
 from app.gateway.doorway import Doorway
 from app.gateway.gateway import Gateway
-from app.messages import BadFrame, Code, Frame, Refusal, refusal
+from app.messages import Code, Refusal, refusal
 
 JSON = "application/json"
 CLAIMED = "claimed"
@@ -64,7 +65,7 @@ class Rest:
             answered, data, steps = await self._ask(request, frame, bearer=_bearer(request))
             return _response(answered, data, steps=steps)
         except Refused as refused:
-            return _response("error", messages.encode_data(refused.wrong), refused.status)
+            return _response("error", frames.encode_data(refused.wrong), refused.status)
 
     # --- the cookie: for pages, which must not hold a refresh token ------------------------------------------
 
@@ -118,10 +119,10 @@ class Rest:
 
     def _frame(self, request: Request, event: str, data: object) -> Frame:
         key = request.headers.get("idempotency-key")
-        if key is not None and not messages.KEY.fullmatch(key):
+        if key is not None and not frames.KEY.fullmatch(key):
             raise Refused(400, refusal(Code.BAD_REQUEST, field="Idempotency-Key"))
         try:
-            return messages.typed(event, data, "1", key)
+            return frames.typed(event, data, "1", key)
         except BadFrame as bad:
             _refuse(bad)
 
@@ -163,7 +164,7 @@ def _body(request: Request) -> object:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
         raise Refused(415, refusal(Code.BAD_REQUEST, field="Content-Type"))
     try:
-        return messages.parse_json(request.body)
+        return frames.parse_json(request.body)
     except BadFrame as bad:
         _refuse(bad)
 
@@ -202,7 +203,7 @@ def plain_refusal(request: Request, error: Exception) -> HTTPResponse:
     code = {404: Code.UNKNOWN_EVENT, 429: Code.RATE_LIMITED, 500: Code.INTERNAL, 503: Code.UNAVAILABLE}.get(
         status, Code.BAD_REQUEST
     )
-    response = _response("error", messages.encode_data(refusal(code)), status)
+    response = _response("error", frames.encode_data(refusal(code)), status)
     if status == 405:
         response.headers["allow"] = "OPTIONS, POST" if request.path.startswith("/v1/") else "GET"
     return response

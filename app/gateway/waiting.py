@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from app.frames import encode_data
 from app.gateway.connections import Pending
-from app.messages import DEFAULT_TIMEOUT_MS, Lane, Queued, encode_data
+from app.messages import DEFAULT_TIMEOUT_MS, Lane, Queued
 from app.ports import LaneDepth
 
 EVERY_SECONDS = 0.25  # the contract's four a second
