@@ -11,7 +11,7 @@ Makes .venv, installs the pinned dependencies, compiles Argon2 for this processo
 .env with fresh secrets if there is none, and starts everything (Ctrl-C stops it).
 
   --install-only   do everything but start
-  --portable       take the prebuilt Argon2, for a .venv that is to run on other machines too
+  --portable       take the prebuilt Argon2, for a .venv or an image that is to run on other machines too
   --docker         instead, build the image and start everything in containers (docker compose down stops it)
   --help           this text
 
@@ -157,7 +157,7 @@ deploy() {
     [ "$(id -u)" != 0 ] || chown "${uid:-10001}" var/outbox
 
     echo "Building the image $image..." >&2
-    arguments=(--quiet --network host --tag "$image" --file docker/Dockerfile)
+    arguments=(--quiet --network host --tag "$image" --file docker/Dockerfile --build-arg "ARGON2=$argon2")
     [ -z "${FIN_BASE_IMAGE:-}" ] || arguments+=(--build-arg "BASE_IMAGE=$FIN_BASE_IMAGE")
     for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST; do # where this machine has its packages from
         [ -z "${!name:-}" ] || arguments+=(--build-arg "$name")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import re
 import secrets
 import signal
@@ -12,11 +11,11 @@ import socket
 import subprocess
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import SplitResult, urlsplit
@@ -36,7 +35,8 @@ LOOK_SECONDS = 0.05
 # A quorum queue of RabbitMQ 3.10 that is killed within a second of its first declaration comes back without a leader
 # and without what is in it: Ra writes the names of its servers down (names.dets) only now and then.
 WRITTEN_DOWN_SECONDS = 2.0
-_CANDIDATES = cycle(random.sample(PORTS, len(PORTS)))  # so none is given twice by one process
+HOLDERS: deque[socket.socket] = deque()
+MOST_HELD = 200  # no test has as many servers
 HZ = 100  # ticks a second of Redis, which ends a read that blocks in vain with the next one; ten unless told otherwise
 LOW, NORMAL = "0.00001", "0.4"  # RabbitMQ's memory watermark, as a part of the machine's memory
 
@@ -345,13 +345,21 @@ class Contained(Server):
 
 
 def free_port() -> int:
-    """Below those that systems give to outgoing connections, so that it is still free when a server comes back."""
+    """Below those that systems give to outgoing connections, so that it is still free when a server comes back; the
+    next one is for a gateway's operator. Held by a socket that does not listen, so that nobody else gets it meanwhile.
+    """
     while True:
-        port = next(_CANDIDATES)
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return port
+        port, holder = secrets.choice(PORTS[::2]), socket.socket()
+        try:
+            holder.bind(("127.0.0.1", port))
+        except OSError:
+            holder.close()
+            continue
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # now whoever it is for can bind it too
+        HOLDERS.append(holder)
+        if len(HOLDERS) > MOST_HELD:
+            HOLDERS.popleft().close()
+        return port
 
 
 def version_at(kind: Kind, parts: SplitResult) -> str:

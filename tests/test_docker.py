@@ -25,7 +25,16 @@ from app.client import connect, steady
 from tests.deployment import PASSWORD, ROOT, new_address
 from tests.running import free_port
 
-COPIED = ("app", "adapters", "docker", "requirements.lock", "setup.sh", ".dockerignore")
+COPIED = (
+    "app",
+    "adapters",
+    "docker",
+    "scripts",
+    "requirements.lock",
+    "requirements-build.lock",
+    "setup.sh",
+    ".dockerignore",
+)
 LOCAL = {  # where no registry is reached
     "FIN_BASE_IMAGE": "local/python:3.11",
     "FIN_REDIS_IMAGE": "local/redis:7.0",
@@ -168,6 +177,17 @@ def test_a_gateway_has_neither_a_private_key_nor_the_workers_secrets(containers:
     assert "token.pub.json" in readable and "seal.pub.json" in readable
     assert not re.search(r"'(seal|mail|token)\.json'", readable)
     assert len(secret_values) == 2 and not any(value in environ for value in secret_values)
+
+
+@pytest.mark.all
+def test_the_image_of_this_machine_hashes_with_an_argon2_that_was_compiled_for_it(containers: Containers) -> None:
+    base = containers.environ.get("FIN_BASE_IMAGE", "python:3.11-slim")
+    if not said("docker", "run", "--rm", "--entrypoint", "sh", base, "-c", "command -v cc || true").strip():
+        pytest.skip(f"{base} has no C compiler, and whether Debian gave one cannot be told from here")
+    look = "import importlib.metadata as m; print(m.distribution('argon2-cffi-bindings').read_text('WHEEL'))"
+    made_for = said("docker", "exec", containers.of("worker")[0], "python", "-c", look)
+
+    assert "-linux_" in made_for and "manylinux" not in made_for, made_for
 
 
 @pytest.mark.all
