@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -73,11 +74,12 @@ class Link:
 
     async def pipeline(self, commands: Sequence[Command], *, seconds: float = ANSWER_SECONDS) -> list[Any]:
         """All answers in order, a refusal as a ResponseError value. Unavailable: what was executed is unknown."""
+        packed = b"".join(map(pack_command, commands))
         async with self._lock:
             try:
                 async with asyncio.timeout(seconds):
                     connection = await self._connected()
-                    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                    await connection.send_packed_command(packed, check_health=False)
                     return [await self._answer(connection) for _ in commands]
             except (RedisError, OSError, TimeoutError, RuntimeError) as error:
                 await self._drop()

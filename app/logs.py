@@ -22,13 +22,21 @@ _locks: list[IO[str]] = []  # held for as long as the process lives
 
 
 class JsonLines(logging.Formatter):
-    """`time level role message`, then the record's `fields`. JSON escapes what could break a line or a terminal."""
+    """`time level role message`, then the record's `fields`. JSON escapes what could break a line or a terminal.
+
+    Made once for each record, however many handlers ask.
+    """
 
     def __init__(self, role: str) -> None:
         super().__init__()
         self._role = role
 
     def format(self, record: logging.LogRecord) -> str:
+        if (made := getattr(record, "json_line", None)) is None:
+            made = record.json_line = self._made(record)
+        return str(made)
+
+    def _made(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line: dict[str, Any] = {
             "time": time,
@@ -45,6 +53,12 @@ class JsonLines(logging.Formatter):
 
 class _File(RotatingFileHandler):
     """What cannot be written, since the disk is full, say, has been told to stdout all the same."""
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
+        """As its base does it, but without asking the file system at every line what kind of file this is."""
+        if self.stream is None:
+            self.stream = self._open()
+        return self.stream.tell() + len(self.format(record)) >= self.maxBytes
 
     def handleError(self, record: logging.LogRecord) -> None:
         return
@@ -63,6 +77,7 @@ def configure(role: str, data_dir: Path) -> None:
         handler.setFormatter(JsonLines(role))
     # What no line of ours shows is not gathered for every line (Python's logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
     logging.getLogger("finthenticate").setLevel(logging.INFO)
 

@@ -6,14 +6,14 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from app import entries, frames
 from app.gateway.connections import Connection, Connections, Pending
 from app.gateway.in_flight import InFlight
 from app.messages import Code, Reply, SessionEnded
-from app.ports import GatewayBroker, Sealed, Signed
+from app.ports import GatewayBroker, Sealed, Signed, Unavailable
 from app.records import Identity
 from app.rules import even_delay
 from app.sealing import Unreadable
@@ -23,6 +23,7 @@ log = logging.getLogger("finthenticate")
 
 EVEN_JITTER_MS = 20.0  # over what a busier machine adds to a timer: fractions of a millisecond
 ENDED = 4401
+LEFT_AT_ONCE = 1000
 
 
 class Anew(Protocol):
@@ -45,6 +46,7 @@ class Answers:
         self._connections, self._in_flight, self._broker = connections, in_flight, broker
         self._node, self._edge, self._anew, self._later = node, edge, anew, later
         self.hash_ms = 0.0  # what one takes, by the workers' own measure
+        self._unheard: set[tuple[str, str]] = set()  # (user id, connection): it has left, and the store was away
 
     async def read(self) -> None:
         """Until the broker is closed."""
@@ -92,7 +94,7 @@ class Answers:
         before = connection.identity
         self._connections.identify(connection, identity)
         if before is not None and (identity is None or before.user_id != identity.user_id):
-            self._later(self._broker.leave([(before.user_id, connection.id)]))
+            self.left(before.user_id, connection.id)
 
     def _too_late(self, reply: Sealed) -> None:
         """Its client has been told something else, and so is authenticated as little as before."""
@@ -103,11 +105,40 @@ class Answers:
     def _not_online(self, pending: Pending, opened: entries.OpenedReply) -> None:
         """The store holds a connection for authenticated that is not."""
         identity, id = opened.identity, pending.origin.connection
-        there = self._connections.find(id)
-        if identity is None or not id:
-            return
-        if there is None or there.identity is None or there.identity.user_id != identity.user_id:
-            self._later(self._broker.leave([(identity.user_id, id)]))
+        if identity is not None and id and not self._is_authenticated(identity.user_id, self._connections.find(id)):
+            self.left(identity.user_id, id)
+
+    def left(self, user_id: str, connection: str) -> None:
+        """It is authenticated as this account no longer."""
+        self._later(self._leave([(user_id, connection)]))
+
+    async def leave_again(self) -> None:
+        """What the store has not heard; by every beat. A connection that waits for an answer may be about to be
+        authenticated again, and is left for another time.
+        """
+        gone = []
+        for user_id, id in list(self._unheard):
+            there = self._connections.find(id)
+            if there is not None and there.in_flight:
+                continue
+            self._unheard.discard((user_id, id))
+            if not self._is_authenticated(user_id, there):
+                gone.append((user_id, id))
+            if len(gone) == LEFT_AT_ONCE:
+                break
+        if gone:
+            await self._leave(gone)
+
+    async def _leave(self, gone: Sequence[tuple[str, str]]) -> None:
+        try:
+            await self._broker.leave(gone)
+        except Unavailable:
+            self._unheard.update(gone)
+            raise
+
+    @staticmethod
+    def _is_authenticated(user_id: str, there: Connection | None) -> bool:
+        return there is not None and there.identity is not None and there.identity.user_id == user_id
 
     def session_over(self, connection: Connection, identity: Identity) -> None:
         """Its session has ended by time, which nobody else could tell it."""

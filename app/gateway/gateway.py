@@ -146,7 +146,7 @@ class Gateway:
         self.connections.remove(connection)
         self.abandon(connection)
         if identity is not None:
-            self._later(self._broker.leave([(identity.user_id, connection.id)]))
+            self._answers.left(identity.user_id, connection.id)
 
     def abandon(self, caller: Caller) -> None:
         """Nobody waits for the caller's answers any more. What was sent with a key goes on: it may be asked again."""
@@ -314,6 +314,7 @@ class Gateway:
                     for connection in self.connections:
                         if connection.identity is not None:
                             connection.socket.shut(1012, "connect again")
+                await self._answers.leave_again()
                 depths = await self._broker.depths()
                 self._workers = any(depth.rate > 0 for depth in depths.values())
                 hashing = depths[Lane.HASH]
