@@ -122,8 +122,7 @@ END
 
 # What compose.yaml takes from .env beside the service's own secrets: no settings of the service.
 write_compose_env() {
-    local uid
-    uid=$(id -u)
+    local uid=${ROLE_UID:-$(id -u)}
     [ "$uid" != 0 ] || uid=10001
     cat >>.env <<END
 
@@ -158,6 +157,7 @@ deploy() {
 
     echo "Building the image $image..." >&2
     arguments=(--quiet --network host --tag "$image" --file docker/Dockerfile --build-arg "ARGON2=$argon2")
+    arguments+=(--build-arg "PROCESSOR=$(grep -m 1 '^flags' /proc/cpuinfo 2>/dev/null | cksum)")
     [ -z "${FIN_BASE_IMAGE:-}" ] || arguments+=(--build-arg "BASE_IMAGE=$FIN_BASE_IMAGE")
     for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST; do # where this machine has its packages from
         [ -z "${!name:-}" ] || arguments+=(--build-arg "$name")

@@ -15,6 +15,8 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aio_pika.connection import make_url
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError, PublishError
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from yarl import URL
 
 from adapters.together import cancellation_first
 from app.ports import Unavailable
@@ -27,9 +29,10 @@ ANSWER_SECONDS = 2.0  # what is asked for is answered within this, or the connec
 CLOSE_SECONDS = 1.0
 # A publish is confirmed within this, or its outcome is unknown. In a storm confirmations take more than a second, and
 # giving up what is on its way would make them take longer still; but a broker that confirms nothing at all is away. It
-# is looked for so often, not timed, for it may be this process that is held up, with confirmations unread.
+# is looked for so often, not timed, for it may be this process that is held up, with confirmations unread. What is
+# fetched counts like what is confirmed; but it has twice as long, since nobody waits for just that.
 CONFIRM_SECONDS = 5.0
-LOOK_SECONDS, SILENT_LOOKS = 0.25, 4
+LOOK_SECONDS, SILENT_LOOKS, SILENT_LOOKS_OF_A_GET = 0.25, 4, 8
 HEARTBEAT_SECONDS = 1  # RabbitMQ gives up a peer that was silent for two to three of these, and hands out what it held
 TAKE_SECONDS = 1.0
 UNASKED_SECONDS = 0.5  # far more than a worker with a backlog lets pass between two takes
@@ -46,29 +49,28 @@ class Patience:
     """Of all that wait for confirmations on one line: it ends for all at once when none of them gets any."""
 
     def __init__(self) -> None:
-        self._limits: set[asyncio.Timeout] = set()
+        self._limits: dict[asyncio.Timeout, int] = {}  # each with the silent looks that end it
         self._silent = 0  # looks since something ended
         self._next: asyncio.TimerHandle | None = None
 
     @contextmanager
-    def lasts(self, limit: asyncio.Timeout) -> Iterator[None]:
+    def lasts(self, limit: asyncio.Timeout, looks: int = SILENT_LOOKS) -> Iterator[None]:
         """While a confirmation is waited for within `limit`, which is entered inside without a pause."""
-        self._limits.add(limit)
+        self._limits[limit] = looks
         if self._next is None:
             self._look_later()
         try:
             yield
         finally:
-            self._limits.discard(limit)
+            del self._limits[limit]
             self._silent = 0
 
     def look(self) -> None:
         """Whether anything ended since the last look."""
         self._silent += 1
-        if self._silent >= SILENT_LOOKS:
-            for limit in self._limits:
-                if not limit.expired():
-                    limit.reschedule(0)
+        for limit, looks in self._limits.items():
+            if self._silent >= looks and not limit.expired():
+                limit.reschedule(0)
 
     def _look_later(self) -> None:
         self._next = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look_while_anybody_waits)
@@ -80,12 +82,29 @@ class Patience:
             self._look_later()
 
 
+class Transport(TransportFactory):
+    """Of one connection, so that it can be cut: a close waits for a peer that reads."""
+
+    def __init__(self) -> None:
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        kind = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+        reader, self._writer = await kind.create(url, **kwargs)
+        return reader, self._writer
+
+    def cut(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
 class Line:
     """One connection with one channel, opened at first use, and again after a failure. Nothing is ever sent again."""
 
     def __init__(self, url: str, name: str, opened: Callable[[AbstractChannel], Awaitable[None]]) -> None:
         self._url, self._name, self._opened = url, name, opened
         self._connection: aio_pika.Connection | None = None
+        self._transport = Transport()
         self._channel: AbstractChannel | None = None
         self._opening: asyncio.Task[AbstractChannel] | None = None
         self._patience = Patience()
@@ -124,9 +143,11 @@ class Line:
     async def get(self, queue: str) -> Message | None:
         """The first that waits there."""
         channel = await self.channel()
+        limit = asyncio.timeout(CONFIRM_SECONDS)
         try:
             found = await attempt(channel.get_queue(queue, ensure=False), ANSWER_SECONDS)
-            return await attempt(found.get(fail=False), ANSWER_SECONDS)
+            with self._patience.lasts(limit, SILENT_LOOKS_OF_A_GET):
+                return await attempt(found.get(fail=False), limit)
         except Unavailable:
             if channel is self._channel:  # what may have been handed out is handed out again
                 await self._drop()
@@ -163,17 +184,26 @@ class Line:
         properties: Any = {"connection_name": f"finthenticate-{self._name}"}
         url = make_url(self._url, heartbeat=HEARTBEAT_SECONDS)
         self._connection = aio_pika.Connection(url, client_properties=properties)
+        self._connection.kwargs["transport_factory"] = self._transport = Transport()
         await self._connection.connect(timeout=CONNECT_SECONDS)
         channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
         await self._opened(channel)
         return channel
 
     async def _drop(self) -> None:
-        """Closed for good, or it would be closed by a collector of garbage that waits for nothing."""
-        connection, self._connection, self._channel = self._connection, None, None
-        while connection is not None and not connection.is_closed:  # the second time has nothing to wait for
-            with suppress(Unavailable):
-                await attempt(connection.close(), CLOSE_SECONDS)
+        """Closed for good, or it would be closed by a collector of garbage that waits for nothing. A close that is
+        cancelled waits for the peer all the same, so it is not: its transport is cut instead, which ends it.
+        """
+        connection, transport, self._connection, self._channel = self._connection, self._transport, None, None
+        if connection is None:
+            return
+        closing = asyncio.create_task(connection.close())
+        closing.add_done_callback(lambda closed: closed.cancelled() or closed.exception())
+        try:
+            await asyncio.wait([closing], timeout=CLOSE_SECONDS)
+        finally:
+            transport.cut()
+        await asyncio.wait([closing], timeout=CLOSE_SECONDS)
 
 
 async def attempt(call: Awaitable[T], within: float | asyncio.Timeout) -> T:
@@ -256,9 +286,11 @@ class Inbox:
         if lives(message) and not await acknowledge(message, multiple=multiple):
             await self.close()
 
-    async def rest(self) -> None:
+    async def rest(self, *, unless_asked: bool = False) -> None:
         """Nothing more is handed out here until the next `take`; what is here unasked for goes to `surplus`."""
         async with self._changing:
+            if unless_asked and self._asking:
+                return
             try:
                 await self._cancel()
                 found = list(self._waiting)
@@ -311,8 +343,8 @@ class Inbox:
             self._unasked = asyncio.get_running_loop().call_later(UNASKED_SECONDS, self._rest_unless_asked)
 
     def _rest_unless_asked(self) -> None:
-        if self._consumer and not self._asking:
-            task = asyncio.create_task(self.rest())
+        if self._consumer:
+            task = asyncio.create_task(self.rest(unless_asked=True))
             self._resting.add(task)
             task.add_done_callback(self._resting.discard)
 

@@ -10,6 +10,7 @@ Queues, all durable, for a deployment named D:
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import aio_pika
@@ -17,6 +18,7 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 from aio_pika.exceptions import (
     AuthenticationError,
     ChannelPreconditionFailed,
+    DeliveryError,
     InvalidFrameError,
     ProbableAuthenticationError,
 )
@@ -80,7 +82,8 @@ class Queues:
         await self.make_lanes(channel)
         for lane in Lane:
             probe = channel.default_exchange.publish(aio_pika.Message(b"", type=PROBE), self.lane(lane))
-            await attempt(probe, PROBE_SECONDS)
+            with suppress(DeliveryError):  # full: that is said by its leader
+                await attempt(probe, PROBE_SECONDS)
 
     async def make_replies(self, channel: AbstractChannel, node: str) -> AbstractQueue:
         kept: Arguments = {"x-expires": REPLIES_EXPIRE_MS, "x-max-length": REPLIES_KEPT}

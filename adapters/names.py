@@ -50,9 +50,9 @@ def done(rid: str) -> str:
     return f"{_TAG}done:{rid}"
 
 
-def again(rid: str, before: int) -> str:
-    """How often a worker took again what RabbitMQ had handed out, since it was written with `before` in its header."""
-    return f"{_TAG}again:{rid}:{before}"
+def again(rid: str) -> str:
+    """How often RabbitMQ handed it out in vain, by those who got it next."""
+    return f"{_TAG}again:{rid}"
 
 
 def limit(name: str, subject: str) -> str:

@@ -47,7 +47,7 @@ log = logging.getLogger("finthenticate")
 LEFT_SECONDS = 1.0  # what a worker has had for longer and is not at work on, it has left
 REPLIES_AT_ONCE = 500
 SEEN_KEPT = 10_000
-TIMES_BEFORE = "times-before"  # the header of a message that was handed out before it was written anew
+TIMES_BEFORE = "times-before"  # the header of a message that was handed out in vain before it was written anew
 
 pack = msgspec.msgpack.encode
 T = TypeVar("T")
@@ -191,8 +191,8 @@ class RabbitWorker(WorkerState):
 
     def _inbox(self, url: str, lane: Lane) -> Inbox:
         async def hand_back(messages: Sequence[Message]) -> None:
-            back, befores = self._queues.back(lane), (number(message, TIMES_BEFORE) for message in messages)
-            await together(*map(partial(self._put_there, back, lane), messages, befores))
+            befores = await together(*map(self._in_vain, messages))
+            await together(*map(partial(self._put_there, self._queues.back(lane), lane), messages, befores))
 
         return Inbox(url, f"take-{lane}", lambda channel: self._queues.make_lane(channel, lane), hand_back)
 
@@ -244,9 +244,10 @@ class RabbitWorker(WorkerState):
     async def reap(self, lane: Lane, most: int, held: Sequence[str]) -> Sequence[Delivery]:
         """What dead workers held the broker hands out by itself. What is here and nobody is at work on goes back; left
         to take is what others handed back, and what the broker has given up."""
+        long_ago = time.monotonic() - LEFT_SECONDS  # by the clock by which `held` is all that is at work
         await self._excuse(lane)  # that needs no RabbitMQ
         await self._line.channel()
-        await self._put_back(lane, frozenset(held))
+        await self._put_back(lane, frozenset(held), long_ago)
         found = await self._handed_back(lane, most)
         while len(found) < most and (message := await self._line.get(self._queues.dead(lane))) is not None:
             found.append(replace(await self._delivery(lane, message), deliveries=DELIVERY_LIMIT + 1))
@@ -272,22 +273,23 @@ class RabbitWorker(WorkerState):
         self._tokens += 1
         token = str(self._tokens)
         self._in_hand[token] = held = Held(lane, message, time.monotonic())
-        held.deliveries = await self._count(message)
+        held.deliveries = 1 + await self._in_vain(message)
         return Delivery(lane, token, _entry(lane, message.body), held.deliveries)
 
-    async def _count(self, message: Message) -> int:
-        """How often it was handed out. RabbitMQ's own count says only that it was: its death and every lost connection
-        add to it, though no worker died of anything. So what comes again is counted in Redis by who takes it."""
-        again = 0
-        if number(message, "x-delivery-count"):
-            try:
-                again = await self._add(message, 1)
-            except Unavailable:
-                again = 1
-        return 1 + number(message, TIMES_BEFORE) + max(0, again)
+    async def _in_vain(self, message: Message) -> int:
+        """How often it was handed out before. RabbitMQ's own count says only that it was: its death and every lost
+        connection add to it, though no worker died of anything. So what comes again is counted in Redis by who gets it.
+        """
+        before, again = number(message, TIMES_BEFORE), number(message, "x-delivery-count") > 0
+        if not before and not again:
+            return 0
+        try:  # what is written anew is looked up, since it may have been excused meanwhile
+            return max(0, await self._add(message, int(again)))
+        except Unavailable:
+            return before + again
 
     async def _add(self, message: Message, count: int) -> int:
-        key = names.again(message.message_id or "", number(message, TIMES_BEFORE))
+        key = names.again(message.message_id or "")
         calls = (("INCRBY", key, count), ("PEXPIRE", key, DONE_KEPT_MS))
         total, _ = await together(*(self._batch.command(*call) for call in calls))
         return int(total)
@@ -300,8 +302,8 @@ class RabbitWorker(WorkerState):
             lost.pop()
         for held in list(self._in_hand.values()):
             if held.lane is lane and not held.excused and not lives(held.message):
-                held.excused = True
                 await self._add(held.message, -1)
+                held.excused = True
 
     def _forget(self, entry: Entry) -> list[tuple[str, ...]]:
         return [("ZREM", names.lane_open(entry.lane), entry.rid)]
@@ -319,9 +321,8 @@ class RabbitWorker(WorkerState):
         if (held := self._in_hand.pop(delivery.token, None)) is not None:
             await self._inboxes[held.lane].acknowledge(held.message)
 
-    async def _put_back(self, lane: Lane, held: frozenset[str]) -> None:
+    async def _put_back(self, lane: Lane, held: frozenset[str], long_ago: float) -> None:
         """It has not killed its worker, whatever became of it, and so does not count."""
-        long_ago = time.monotonic() - LEFT_SECONDS
         left = [
             token
             for token, its in self._in_hand.items()

@@ -169,6 +169,7 @@ def settle_limit(limit: Limit, verdict: Verdict) -> Settling:
 # --- the lane of hash work -------------------------------------------------------------------------------------
 
 FREE_SHARE = 32  # an office behind one address, all at once; and no more than a second's work of one core for a flood
+MOST_SHARE = 128  # a large office beside a flood; and no more than that of a second flood beside a first
 
 
 def beyond_share(mine: int, slow: int, total: int, networks: int) -> bool:
@@ -177,11 +178,11 @@ def beyond_share(mine: int, slow: int, total: int, networks: int) -> bool:
 
     A share is what each would have if one more network came: who comes next finds room, also after one that was alone.
     That loses nothing, since the slow lane has all that others leave; and alone, what follows slow ones stays behind
-    them.
+    them. However much a flood has in flight, it raises nobody's share past MOST_SHARE.
     """
     if networks == 1 and slow:
         return True
-    return mine > max(FREE_SHARE, total // (networks + 1))
+    return mine > max(FREE_SHARE, min(MOST_SHARE, total // (networks + 1)))
 
 
 # --- even times ---------------------------------------------------------------------------------------------

@@ -137,6 +137,7 @@ def containers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     if request.param == "rabbitmq":
         password = secrets.token_hex(16)
         environ["COMPOSE_PROFILES"] = "rabbitmq"
+        environ["ROLE_UID"] = "4242"  # as of somebody who is not root, and not the image's own
         environ["RABBITMQ_PASSWORD"] = password
         environ["FIN_BROKER_URL"] = f"amqp://finthenticate:{password}@rabbitmq:5672/"
     running = Containers(folder, environ, ["docker", "compose"] if plugin else ["docker-compose"], ports)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import time
@@ -14,9 +15,11 @@ from urllib.request import urlopen
 import aio_pika
 import pytest
 
+from adapters import amqp_queues, rabbitmq
 from adapters.amqp_link import Line
 from app.messages import Lane
-from app.ports import Unavailable
+from app.ports import Admitted, Full, Unavailable
+from tests.brokers.ground import entry
 from tests.deployment import PASSWORD, Deployment, new_address, secret
 from tests.running import WRITTEN_DOWN_SECONDS, free_port
 from tests.servers import Kind, Server, locate, server_of
@@ -112,6 +115,27 @@ async def test_a_broker_that_is_not_there_at_the_start_is_waited_for_and_one_tha
             await asyncio.sleep(max(0.0, declared + WRITTEN_DOWN_SECONDS - time.monotonic()))
             await rabbit.kill()
         await rabbit.restart()
+
+
+async def test_where_one_lane_is_full_a_gateway_that_starts_is_ready_and_the_others_take_what_is_sent(
+    rabbit: Server, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amqp_queues, "MOST_IN_A_LANE", 3)
+    first, second = (rabbitmq.gateway(redis_url, url_of(rabbit), "full", node, 2000) for node in ("first", "second"))
+    try:
+        clock, _ = await first.heartbeat()
+        numbers = itertools.count()
+
+        async def ask(gateway: rabbitmq.RabbitGateway, lane: Lane) -> object:
+            return await gateway.admit(entry(f"r{next(numbers)}", clock.now + 25_000, lane), 0.0)
+
+        while isinstance(await ask(first, Lane.HASH), Admitted):
+            assert next(numbers) < 200, "there is no end to the lane"
+        await second.heartbeat()
+        assert isinstance(await ask(second, Lane.HASH), Full)
+        assert isinstance(await ask(second, Lane.FAST), Admitted)
+    finally:
+        await asyncio.gather(first.close(), second.close())
 
 
 async def test_who_waits_for_a_connection_that_is_closed_meanwhile_is_told_so_and_not_cancelled() -> None:

@@ -261,6 +261,8 @@ MOST = rules.FREE_SHARE
         pytest.param(101, 0, 300, 2, True, id="one more than that"),
         pytest.param(300, 0, 600, 2, True, id="two floods of a size"),
         pytest.param(50, 0, 550, 2, False, id="a large office beside a flood of ten times its size"),
+        pytest.param(128, 2000, 2128, 2, False, id="a very large one beside a flood"),
+        pytest.param(129, 2000, 2129, 2, True, id="a second flood beside a first"),
         pytest.param(1, 0, 5000, 5000, False, id="everybody at once"),
     ],
 )

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from app.ports import Admitted, Full, Unavailable
 from tests.brokers.ground import GatewaySide, WorkerSide, entry, insist, rid_of, until
@@ -14,10 +15,10 @@ from tests.brokers.ground import GatewaySide, WorkerSide, entry, insist, rid_of,
 SEED = int(os.environ.get("FIN_TEST_SEED") or random.randrange(1_000_000))
 
 
-async def ask(gateway: GatewaySide, rid: str, deadline: int) -> str:
+async def ask(gateway: GatewaySide, rid: str, deadline: int, **more: Any) -> str:
     """ "admitted", "refused", or "unknown": it may be there or not."""
     try:
-        answer = await gateway.broker.admit(entry(rid, deadline), 0.0)
+        answer = await gateway.broker.admit(entry(rid, deadline, **more), 0.0)
     except Unavailable:
         return "unknown"
     assert isinstance(answer, Admitted | Full), answer

@@ -303,6 +303,22 @@ async def test_servers_that_hang_keep_nobody_waiting_for_long(ground: Ground) ->
     assert len(rids_of(gateway.heard)) == len(set(rids_of(gateway.heard)))
 
 
+async def test_however_much_is_sent_to_a_server_that_reads_nothing_any_more_everybody_is_told_in_time(
+    ground: Ground,
+) -> None:
+    gateway = await ground.gateway()
+    await gateway.send("before")
+    deadline = await gateway.now() + 60_000
+    for kind in ground.servers:
+        with gateway.wires[kind].frozen():
+            began = time.monotonic()
+            asked = (ask(gateway, f"{kind} {n}", deadline, box=bytes(400_000)) for n in range(40))
+            async with asyncio.timeout(3 * TOLD_SECONDS):
+                assert set(await asyncio.gather(*asked)) == {"unknown"}
+            assert time.monotonic() - began < TOLD_SECONDS
+        await insist(partial(gateway.send, f"after {kind}"))
+
+
 @pytest.mark.parametrize("which", ["the broker's", "the store"])
 @pytest.mark.mortal
 async def test_a_full_server_is_said_to_be_unavailable_in_time_and_used_when_there_is_room(

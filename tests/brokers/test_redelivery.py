@@ -129,6 +129,28 @@ async def test_what_was_lost_on_its_way_does_not_count_as_handed_out(ground: Gro
     assert (await worker.receive_one()).deliveries == 1
 
 
+async def test_what_a_living_worker_lost_with_its_connection_does_not_count_though_another_handed_it_back(
+    ground: Ground,
+) -> None:
+    gateway, worker = await ground.pair()
+    other = await ground.worker()
+    await gateway.send("rid")
+    held = [await worker.receive_one()]
+    for _ in range(2):
+        worker.wires.cut()
+        end = time.monotonic() + 0.3  # whether he gets it is the broker's to say
+        while time.monotonic() < end:
+            for delivery in await other.take():
+                await other.broker.release(delivery)
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end:
+            with suppress(Unavailable):
+                held += [*await worker.reap(held=held), *await worker.take()]
+    assert {delivery.deliveries for delivery in held} == {1}
+    assert await insist(lambda: worker.settle(held[-1])) == "settled"
+    assert await gateway.answers() == ["rid"]
+
+
 async def test_what_a_worker_says_that_it_holds_is_handed_to_nobody_else(ground: Ground) -> None:
     gateway, worker = await ground.pair()
     other = await ground.worker()
