@@ -163,6 +163,9 @@ deploy() {
         [ -z "${!name:-}" ] || arguments+=(--build-arg "$name")
     done
     docker build "${arguments[@]}" . >/dev/null || fail 69 "the image could not be built."
+    if [ $argon2 = native ] && docker run --rm --network none --entrypoint python "$image" -c "$prebuilt" 2>/dev/null; then
+        echo "Argon2 could not be compiled in the image, so logins take two to three times as long as they could." >&2
+    fi
     "${compose[@]}" up --detach || fail 69 "the containers could not be started."
     until=$((SECONDS + 60))
     until "${compose[@]}" exec -T gateway python -c "$ready" >/dev/null 2>&1; do
@@ -172,6 +175,8 @@ deploy() {
     echo "Finthenticate serves at http://$("${compose[@]}" port gateway 8000); ${compose[*]} down stops it."
 }
 
+prebuilt='from importlib.metadata import distribution as d; import sys
+sys.exit("manylinux" not in d("argon2-cffi-bindings").read_text("WHEEL"))'
 ready='import urllib.request; urllib.request.urlopen("http://127.0.0.1:8000/readyz")'
 [ -w . ] || fail 73 "the folder $PWD cannot be written to; clone the project where you may write."
 if [ $start = containers ]; then

@@ -49,27 +49,29 @@ class Patience:
     """Of all that wait for confirmations on one line: it ends for all at once when none of them gets any."""
 
     def __init__(self) -> None:
-        self._limits: dict[asyncio.Timeout, int] = {}  # each with the silent looks that end it
-        self._silent = 0  # looks since something ended
+        self._limits: dict[
+            asyncio.Timeout, tuple[int, int]
+        ] = {}  # each with its first look, and the silent ones it has
+        self._looks = self._heard = 0  # so far, and when something ended last
         self._next: asyncio.TimerHandle | None = None
 
     @contextmanager
     def lasts(self, limit: asyncio.Timeout, looks: int = SILENT_LOOKS) -> Iterator[None]:
         """While a confirmation is waited for within `limit`, which is entered inside without a pause."""
-        self._limits[limit] = looks
+        self._limits[limit] = (self._looks, looks)
         if self._next is None:
             self._look_later()
         try:
             yield
         finally:
             del self._limits[limit]
-            self._silent = 0
+            self._heard = self._looks
 
     def look(self) -> None:
-        """Whether anything ended since the last look."""
-        self._silent += 1
-        for limit, looks in self._limits.items():
-            if self._silent >= looks and not limit.expired():
+        """Whether anything ended since the last looks; who has come meanwhile has waited no longer than he did."""
+        self._looks += 1
+        for limit, (joined, looks) in self._limits.items():
+            if self._looks - max(joined, self._heard) >= looks and not limit.expired():
                 limit.reschedule(0)
 
     def _look_later(self) -> None:
@@ -185,7 +187,11 @@ class Line:
         url = make_url(self._url, heartbeat=HEARTBEAT_SECONDS)
         self._connection = aio_pika.Connection(url, client_properties=properties)
         self._connection.kwargs["transport_factory"] = self._transport = Transport()
-        await self._connection.connect(timeout=CONNECT_SECONDS)
+        cutting = asyncio.get_running_loop().call_later(CONNECT_SECONDS, self._transport.cut)  # as in `_drop`
+        try:
+            await self._connection.connect(timeout=CONNECT_SECONDS)
+        finally:
+            cutting.cancel()
         channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
         await self._opened(channel)
         return channel
@@ -291,6 +297,7 @@ class Inbox:
         async with self._changing:
             if unless_asked and self._asking:
                 return
+            found: list[Message] = []
             try:
                 await self._cancel()
                 found = list(self._waiting)
@@ -298,6 +305,7 @@ class Inbox:
                 if found and self._surplus is not None:
                     await self._surplus(found)
             except Unavailable:  # then it goes back with its connection
+                self.lost += (message for message in found if not message.processed)
                 await self.close()
 
     async def open(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -272,8 +273,11 @@ class RabbitWorker(WorkerState):
     async def _delivery(self, lane: Lane, message: Message) -> Delivery:
         self._tokens += 1
         token = str(self._tokens)
-        self._in_hand[token] = held = Held(lane, message, time.monotonic())
-        held.deliveries = 1 + await self._in_vain(message)
+        self._in_hand[token] = held = Held(lane, message)
+        try:
+            held.deliveries = 1 + await self._in_vain(message)
+        finally:
+            held.since = time.monotonic()
         return Delivery(lane, token, _entry(lane, message.body), held.deliveries)
 
     async def _in_vain(self, message: Message) -> int:
@@ -298,12 +302,24 @@ class RabbitWorker(WorkerState):
         """What a lost connection took out of the hand of a worker that lives has not killed it: it will not count."""
         lost = self._inboxes[lane].lost
         while lost:
-            await self._add(lost[-1], -1)
-            lost.pop()
+            message = lost.pop()
+            try:
+                await self._add(message, -1)
+            except Unavailable:
+                lost.append(message)
+                raise
         for held in list(self._in_hand.values()):
-            if held.lane is lane and not held.excused and not lives(held.message):
+            if held.lane is lane:
+                await self._excuse_if_lost(held)
+
+    async def _excuse_if_lost(self, held: Held) -> None:
+        if not held.excused and not lives(held.message):
+            held.excused = True
+            try:
                 await self._add(held.message, -1)
-                held.excused = True
+            except Unavailable:
+                held.excused = False
+                raise
 
     def _forget(self, entry: Entry) -> list[tuple[str, ...]]:
         return [("ZREM", names.lane_open(entry.lane), entry.rid)]
@@ -335,6 +351,7 @@ class RabbitWorker(WorkerState):
         if (held := self._in_hand.pop(token, None)) is not None:
             try:
                 await self._put_there(queue, held.lane, held.message, held.deliveries - 1)
+                await self._excuse_if_lost(held)
             except Unavailable:
                 self._in_hand[token] = held
                 raise
@@ -354,13 +371,15 @@ class Held:
 
     lane: Lane
     message: Message
-    since: float  # time.monotonic()
+    since: float = math.inf  # time.monotonic(), once it is known how often it was handed out
     deliveries: int = 1
     excused: bool = False
 
 
 def number(message: Message, header: str) -> int:
-    return int(str((message.headers or {}).get(header, 0)))
+    """0 where there is none: who can write to the queue can write anything."""
+    found = (message.headers or {}).get(header, 0)
+    return found if isinstance(found, int) else 0
 
 
 def _entry(lane: Lane, body: bytes) -> Entry | None:

@@ -81,7 +81,8 @@ class Challenge:
     password: str = field(default="", repr=False)
     locale: str = ""
     terms: str = ""
-    device_ref: str = ""  # the trusted device of a login that waits for its second factor
+    device_ref: str = ""  # the device of a login that waits for its second factor: trusted, or to be with that
+    device_mac: str = field(default="", repr=False)  # of one that is to be
     device_name: str = ""
     decided: str = ""  # "approved" or "refused" by who was asked on another device
     noticed: bool = False  # the account has been mailed about this device

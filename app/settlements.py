@@ -12,6 +12,8 @@ from app.sealing import Envelope, Sealer, Unreadable
 from app.settings import Settings
 from app.tokens import Mint, new_id
 
+# Asked again they say what is true by then; their answers are not kept, for they can be long.
+READS = frozenset({"sessions", "account", "authenticate"})
 STEPS = (NewDeviceDetected, SecondFactorRequired)
 EMPTY = LoggedOut()  # the data of an outcome whose reply is at hand already
 
@@ -86,7 +88,8 @@ class Settlements:
         if outcome.event == "error" and isinstance(outcome.data, Refusal):
             word = entries.sign_word(edge, same, outcome.data.code, outcome.data.retry_after_ms)
             return Record(same, owner, None, word)
-        if isinstance(outcome.data, Refusal) and outcome.verdict is Verdict.UNJUDGED and not outcome.writes:
+        unjudged = isinstance(outcome.data, Refusal) and outcome.verdict is Verdict.UNJUDGED and not outcome.writes
+        if unjudged or work.kind.event in READS:
             # Nothing happened and nothing was counted: keeping it would let anybody fill the store. Those who joined
             # are told to ask again, and are evaluated.
             return Record(same, owner, None, entries.sign_word(edge, same, None, None))

@@ -62,6 +62,7 @@ class HashThreads:
                 call = calls.popleft() if calls else None  # closed meanwhile
             if call is not None and not call.done.cancelled():
                 _evaluate(call)
+            del call  # with what it hashes
 
 
 def _evaluate(call: Call) -> None:

@@ -113,6 +113,34 @@ async def test_a_key_of_one_session_gets_nothing_of_anothers_answer(either: Depl
     assert (mine.data["email"], theirs.data["email"]) == (one.email, other.email)
 
 
+async def test_the_same_request_of_a_session_is_one_with_whichever_of_its_tokens_and_on_either_way(
+    deployment: Deployment,
+) -> None:
+    key, rest = new_key(), deployment.over("rest")
+    async with rest.account() as (client, account), deployment.client(1) as socket, rest.client(1) as later:
+        login = await account.login(client)
+        change = {"currentPassword": account.password, "newPassword": f"{account.password} and more"}
+        first = await client.ask("change_password", key=key, **change)
+        turned = await later.ask("refresh", refreshToken=login.data["refreshToken"])
+        for other in (later, socket):
+            assert (await other.ask("authenticate", accessToken=turned.data["accessToken"])).event == "authenticated"
+        again = [await other.ask("change_password", key=key, **change) for other in (later, socket)]
+
+    assert [first.event, *(answer.event for answer in again)] == ["password_changed"] * 3
+
+
+async def test_of_what_only_reads_no_answer_is_kept_however_long(deployment: Deployment) -> None:
+    async with deployment.account() as (client, account):
+        await account.login(client)
+        with Redis.from_url(deployment.redis_url) as redis:
+            before = set(redis.scan_iter("*same:*"))
+            answers = [await client.ask(event, key=new_key()) for event in ("sessions", "account")]
+            after = set(redis.scan_iter("*same:*"))
+
+    assert [answer.event for answer in answers] == ["sessions", "account"]
+    assert after == before
+
+
 async def test_a_refusal_is_recorded_and_not_evaluated_again(either: Deployment) -> None:
     key = new_key()
     async with either.account() as (client, account), either.client(1) as other:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from adapters.amqp_link import SILENT_LOOKS, Patience, attempt
+from adapters.amqp_link import SILENT_LOOKS, SILENT_LOOKS_OF_A_GET, Patience, attempt
 from app.ports import Unavailable
 
 FOR_EVER = 600.0
@@ -18,13 +18,13 @@ class Publishes:
     def __init__(self) -> None:
         self.patience = Patience()
 
-    async def publish(self) -> tuple[asyncio.Future[None], asyncio.Task[None]]:
+    async def publish(self, looks: int = SILENT_LOOKS) -> tuple[asyncio.Future[None], asyncio.Task[None]]:
         """Its confirmation, and who waits for it."""
         confirmation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def wait() -> None:
             limit = asyncio.timeout(FOR_EVER)
-            with self.patience.lasts(limit):
+            with self.patience.lasts(limit, looks):
                 await attempt(confirmation, limit)
 
         task = asyncio.create_task(wait())
@@ -75,3 +75,17 @@ async def test_who_comes_after_a_silence_is_waited_for_as_long_as_anybody() -> N
     await asyncio.sleep(0)
     confirmation.set_result(None)
     await second
+
+
+async def test_who_comes_while_something_is_fetched_slowly_is_waited_for_as_long_as_anybody() -> None:
+    line = Publishes()
+    _, fetching = await line.publish(SILENT_LOOKS_OF_A_GET)
+    line.look(SILENT_LOOKS_OF_A_GET - 1)
+    confirmation, publishing = await line.publish()
+    line.look(1)
+    with pytest.raises(Unavailable):
+        await fetching
+    line.look(SILENT_LOOKS - 1)
+    await asyncio.sleep(0)
+    confirmation.set_result(None)
+    await publishing

@@ -124,11 +124,12 @@ def test_after_it_comes_the_second_factor_and_no_session(trust: bool) -> None:
     assert isinstance(outcome.data, SecondFactorRequired)
     assert (written(outcome, StartSession), outcome.identity, outcome.notices, outcome.mails) == ([], None, (), ())
     [put] = written(outcome, PutChallenge)
-    trusted = written(outcome, TrustDevice)
-    assert len(trusted) == trust
+    assert written(outcome, TrustDevice) == [], "not before the second factor"
+    assert bool(outcome.progress[0].device_token) is trust  # type: ignore[attr-defined]
     assert put.challenge.id == outcome.data.challenge != WAITS.id
     assert (put.challenge.kind, put.challenge.bound) == ("second_factor", "connection")
-    assert put.challenge.device_ref == (trusted[0].device.ref if trust else "")
+    assert bool(put.challenge.device_ref) is bool(put.challenge.device_mac) is trust
+    assert MINT.challenge_subject(put.challenge.id) == BEA.id, "its tries are the account's"
     assert put.challenge.version == BEA.version
     assert put.challenge.noticed is False  # so that the mail follows with the session
     assert EndChallenge(WAITS) in outcome.writes
@@ -144,6 +145,16 @@ def test_two_devices_share_neither_token_nor_ref() -> None:
 def test_once_another_device_has_approved_it_no_code_is_needed(code: str | None, mailed: bool) -> None:
     approved = replace(WAITS, decided="approved", code_mac=WAITS.code_mac if mailed else "")
     assert outcome_of(VerifyDevice(WAITS.id, code), account=ANA, challenge=approved).event == "login_success"
+
+
+@pytest.mark.parametrize(("after", "lets_in"), [(rules.CHALLENGE_MS - 1, True), (rules.CHALLENGE_MS, False)])
+def test_what_was_approved_is_good_for_no_longer_than_it_was_said_to_be(after: int, lets_in: bool) -> None:
+    began = WAITS.expires - rules.CHALLENGE_MS - rules.LATE_MS
+    approved = replace(WAITS, decided="approved")
+    outcome = outcome_of(VerifyDevice(WAITS.id), account=ANA, challenge=approved, now=began + after)
+    assert (outcome.event == "login_success") is lets_in
+    if not lets_in:
+        assert refusal_of(outcome) == ("device_verification_failed", Code.CHALLENGE_EXPIRED, None, None)
 
 
 OWN = Attempt("0wrk1-attempt", WAITS.id, 42, NOW + 1, "0-node", "connection")

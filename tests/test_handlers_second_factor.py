@@ -31,13 +31,16 @@ from app.records import (
     Account,
     Challenge,
     ChangeAccount,
+    Device,
     EndChallenge,
     Enrolling,
+    ForgetDevice,
     Identity,
     Mail,
     Needs,
     Notice,
     StartSession,
+    TrustDevice,
     Verdict,
 )
 from app.rules import DAY, MINUTE, Settling
@@ -63,7 +66,7 @@ from tests.deciding import (
     refusal_of,
     written,
 )
-from tests.making import EMAIL, IDENTITY, MINT, NOW, PASSWORD, challenge
+from tests.making import EMAIL, IDENTITY, MINT, NOW, PASSWORD, challenge, device
 
 WAITS = challenge(
     id=MINT.challenge_id(rules.factor_subject(BEA.id, PHONE.ref)),
@@ -137,6 +140,19 @@ def test_the_mail_about_a_new_device_waits_for_the_session(noticed: bool) -> Non
     outcome = outcome_of(verify(factor()), **FOUND | {"challenge": replace(WAITS, noticed=noticed)})
     notice = Mail("login_notice", EMAIL, device="Ana's phone", ip="192.0.2.7", at=NOW, tell=HERE)
     assert outcome.mails == (() if noticed else (notice,))
+
+
+@pytest.mark.parametrize("held", [0, 1, 50])
+def test_a_device_that_was_verified_on_the_way_is_trusted_with_the_session_and_not_before(held: int) -> None:
+    devices = tuple(device(ref=f"d{n:02}", mac=f"wrk1:{n}", seen=NOW - 1000 * n) for n in range(held))
+    verified = replace(WAITS, device_ref="0wrk1-new", device_mac="wrk1:new", device_name="Laptop")
+    found = FOUND | {"challenge": verified, "devices": devices}
+    wrong, right = outcome_of(verify("000000"), **found), outcome_of(verify(factor()), **found)
+    assert written(wrong, TrustDevice) == []
+    assert written(right, TrustDevice) == [TrustDevice(BEA, Device("0wrk1-new", "wrk1:new", "Laptop", NOW))]
+    assert written(right, ForgetDevice) == [ForgetDevice(BEA, each.ref) for each in devices[49:]]
+    [start] = written(right, StartSession)
+    assert start.session.device_ref == "0wrk1-new"
 
 
 def test_a_device_that_was_forgotten_meanwhile_is_not_trusted_by_its_challenge() -> None:

@@ -176,8 +176,9 @@ def limited(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 # --- codes --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("trust", [False, True])
 async def test_neither_new_challenges_nor_a_right_password_give_new_tries_of_the_second_factor(
-    either: Deployment,
+    either: Deployment, trust: bool
 ) -> None:
     """Of somebody who has the password and the mailbox. The owner's trusted device is not kept out by it."""
     account = await signed_up(either)
@@ -189,7 +190,7 @@ async def test_neither_new_challenges_nor_a_right_password_give_new_tries_of_the
         async def challenge_for(account: Account) -> str:
             device = (await detected(attacker, account))["challenge"]
             code = await either.mailed_code(account.email, next(mails))
-            asked = await attacker.ask("verify_device", challenge=device, code=code, trust=False)
+            asked = await attacker.ask("verify_device", challenge=device, code=code, trust=trust)
             assert asked.event == "2fa_required"
             challenge: str = asked.data["challenge"]
             return challenge

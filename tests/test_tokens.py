@@ -206,6 +206,16 @@ def test_a_coordinate_that_begins_with_zeros_keeps_its_length() -> None:
     jwt.PyJWK(key)
 
 
+@pytest.mark.parametrize("text", ["", ".", "a.b.c", "a.e30.c", "\udcff", "a.W10.c", "x" * 5000])
+def test_a_text_that_names_no_session_stands_for_itself(text: str) -> None:
+    assert tokens.session_named(text) == text
+
+
+def test_both_tokens_of_a_session_name_it_whenever_they_were_made() -> None:
+    later = MINT.access_token("0wrk1-user", "0wrk1-session", ("pwd",), SECONDS, SECONDS + 300, 600)
+    assert {tokens.session_named(text) for text in (TOKEN, later, REFRESH)} == {"0wrk1-session"}
+
+
 # --- refresh tokens -----------------------------------------------------------------------------------------------
 
 REFRESH = MINT.refresh_token(RefreshToken("0wrk1-session", 4))

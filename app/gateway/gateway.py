@@ -28,7 +28,7 @@ from app.ports import Admitted, Expired, Full, GatewayBroker, Known, Unavailable
 from app.rules import iso, network_of
 from app.sealing import Envelope, Sealer
 from app.settings import Settings
-from app.tokens import new_id
+from app.tokens import new_id, session_named
 
 log = logging.getLogger("finthenticate")
 
@@ -225,10 +225,10 @@ class Gateway:
         return pending
 
     def _session_of(self, caller: Caller, frame: Frame) -> str:
-        """The session, where one is needed; a token stands for it unverified, since a worker looks again."""
+        """The session, where one is needed; a token names it unverified, since a worker looks again."""
         if not frame.kind.needs_session:
             return ""
-        return caller.identity.session_id if caller.identity else caller.bearer or caller.refresh_token
+        return caller.identity.session_id if caller.identity else session_named(caller.bearer or caller.refresh_token)
 
     async def _admit(self, pending: Pending, *, replay: bool = False) -> None:
         """Into its lane, or, with `replay`, a question what became of the same request."""

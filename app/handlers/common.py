@@ -20,6 +20,7 @@ from app.records import (
     EndOthers,
     EndSession,
     Facts,
+    ForgetDevice,
     Identity,
     Mail,
     MailKind,
@@ -29,6 +30,7 @@ from app.records import (
     PutChallenge,
     Session,
     StartSession,
+    TrustDevice,
     Verdict,
     Write,
 )
@@ -123,6 +125,7 @@ class Arrival:
     account: Account
     device: Device | None  # a trusted one
     device_name: str
+    to_trust: Device | None = None  # another, from when the login is complete
     amr: tuple[str, ...] = ("pwd",)
     noticed: bool = True  # its owner need not be mailed that somebody came from a new device
 
@@ -131,7 +134,8 @@ def go_on(arrival: Arrival, facts: Facts, ctx: Context) -> Outcome:
     """What comes after the device: the second factor, or the session."""
     if not arrival.account.has2fa:
         return start_session(arrival, facts, ctx)
-    account, device_ref = arrival.account, arrival.device.ref if arrival.device else ""
+    account, new = arrival.account, arrival.to_trust
+    device_ref = arrival.device.ref if arrival.device else ""
     challenge = Challenge(
         id=ctx.mint.challenge_id(rules.factor_subject(account.id, device_ref)),
         kind="second_factor",
@@ -139,7 +143,8 @@ def go_on(arrival: Arrival, facts: Facts, ctx: Context) -> Outcome:
         expires=facts.now + rules.CHALLENGE_MS,
         user_id=account.id,
         bound=ctx.origin.connection,
-        device_ref=device_ref,
+        device_ref=new.ref if new else device_ref,
+        device_mac=new.mac if new else "",
         device_name=arrival.device_name,
         noticed=arrival.noticed,
         version=account.version,
@@ -151,7 +156,7 @@ def go_on(arrival: Arrival, facts: Facts, ctx: Context) -> Outcome:
 
 def start_session(arrival: Arrival, facts: Facts, ctx: Context) -> Outcome:
     """The last step of every login: a new session, its tokens, and the account's other connections told of it."""
-    account, device = arrival.account, arrival.device
+    account, device = arrival.account, arrival.device or arrival.to_trust
     session = Session(
         id=new_id(ctx.mint.kid),
         user_id=account.id,
@@ -172,12 +177,22 @@ def start_session(arrival: Arrival, facts: Facts, ctx: Context) -> Outcome:
         LoginSuccess.event,
         LoginSuccess(**tokens(session, facts, ctx)),
         Verdict.PASSED,
-        writes=(StartSession(session, account, device), *crowded_out[0]),
+        writes=(*_trusted_now(arrival, facts), StartSession(session, account, device), *crowded_out[0]),
         notices=(Notice(account.id, session.id, told, here), *crowded_out[1]),
         mails=() if arrival.noticed else (notice,),
         identity=identity_of(session, facts.now),
         subject=account.id,
     )
+
+
+def _trusted_now(arrival: Arrival, facts: Facts) -> tuple[Write, ...]:
+    """The device that is trusted from here on; the longest unseen one makes room for it."""
+    if arrival.to_trust is None:
+        return ()
+    by_age = sorted(facts.devices, key=lambda device: device.seen)
+    too_many = by_age[: max(0, len(by_age) + 1 - rules.DEVICES_PER_ACCOUNT)]
+    account = arrival.account
+    return (TrustDevice(account, arrival.to_trust), *(ForgetDevice(account, device.ref) for device in too_many))
 
 
 def identity_of(session: Session, now: int) -> Identity:

@@ -59,7 +59,9 @@ def decide(request: Register, facts: Facts, ctx: Context) -> Outcome:
 
 def _at_once(request: Register, user_id: str, record: str, facts: Facts, ctx: Context) -> Outcome:
     if facts.account is not None:
-        return refuse(REFUSED, Code.ADDRESS_TAKEN, field="email")
+        # it counts as one that was started, or a network could look up as many addresses as it likes
+        taken = refuse(REFUSED, Code.ADDRESS_TAKEN, Verdict.PASSED, field="email")
+        return replace(taken, uncounted=("pending",))
     account = Account(
         id=user_id,
         email=request.email,

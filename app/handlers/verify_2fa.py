@@ -21,7 +21,7 @@ from app.handlers.common import (
     waiting,
 )
 from app.messages import Code, SecondFactorVerified, Verify2fa
-from app.records import ChangeAccount, EndChallenge, Facts, Needs, Outcome, Verdict
+from app.records import ChangeAccount, Device, EndChallenge, Facts, Needs, Outcome, Verdict
 
 REFUSED = "2fa_verification_failed"
 
@@ -49,8 +49,12 @@ def decide(request: Verify2fa, facts: Facts, ctx: Context) -> Outcome:
         field = "code" if request.recovery_code is None else "recoveryCode"
         return refuse(REFUSED, Code.INVALID_CODE, Verdict.FAILED, field=field, subject=account.id)
     device = next((device for device in facts.devices if device.ref == challenge.device_ref), None)
+    new = None
+    if challenge.device_mac:
+        new = Device(challenge.device_ref, challenge.device_mac, challenge.device_name, facts.now)
     factor = ("otp",) if request.recovery_code is None else ()
     amr = ("pwd", *factor, "mfa")
-    outcome = start_session(Arrival(account, device, challenge.device_name, amr, challenge.noticed), facts, ctx)
+    arrival = Arrival(account, device, challenge.device_name, new, amr, challenge.noticed)
+    outcome = start_session(arrival, facts, ctx)
     outcome = outcome.with_writes(EndChallenge(challenge), ChangeAccount(account, used))
     return replace(outcome, progress=(SecondFactorVerified(),))

@@ -12,17 +12,14 @@ from app import rules
 from app.handlers.common import Arrival, Context, go_on, of_now, rate_limited, refuse, waiting
 from app.messages import Code, DeviceVerified, VerifyDevice
 from app.records import (
-    Account,
     Attempt,
     Challenge,
     ChangeAccount,
     Device,
     EndChallenge,
     Facts,
-    ForgetDevice,
     Needs,
     Outcome,
-    TrustDevice,
     Verdict,
     Write,
 )
@@ -51,26 +48,20 @@ def decide(request: VerifyDevice, facts: Facts, ctx: Context) -> Outcome:
     if attempt is not None and attempt.challenge == challenge.id:
         writes = (*writes, ChangeAccount(account, replace(account, attempt="")))
     device, token = None, None
-    if request.trust:
+    if request.trust:  # trusted once the login is complete: a device has tries of its own at the second factor
         token = ctx.mint.new_device_token()
         device = Device(new_id(ctx.mint.kid), ctx.mint.device_mac(token), challenge.device_name, facts.now)
-        writes = (*writes, TrustDevice(account, device), *_room_for_one_more(account, facts))
-    arrival = Arrival(account, device, challenge.device_name, noticed=False)
+    arrival = Arrival(account, None, challenge.device_name, to_trust=device, noticed=False)
     outcome = go_on(arrival, facts, ctx).with_writes(*writes)
     return replace(outcome, progress=(DeviceVerified(device_token=token),))
 
 
 def _wrong(request: VerifyDevice, challenge: Challenge, facts: Facts, ctx: Context) -> Outcome | None:
     if challenge.decided == "approved":
-        return None
+        too_late = facts.now >= challenge.expires - rules.LATE_MS  # which is kept to say that a code is too old
+        return refuse(REFUSED, Code.CHALLENGE_EXPIRED) if too_late else None
     if request.code is None:
         return refuse(REFUSED, Code.INVALID_CODE, field="code")
     if not ctx.mint.code_matches(challenge.code_mac, challenge.id, request.code):
         return refuse(REFUSED, Code.INVALID_CODE, Verdict.FAILED, field="code")
     return refuse(REFUSED, Code.CODE_EXPIRED, field="code") if facts.now >= challenge.code_expires else None
-
-
-def _room_for_one_more(account: Account, facts: Facts) -> list[ForgetDevice]:
-    by_age = sorted(facts.devices, key=lambda device: device.seen)
-    too_many = max(0, len(by_age) + 1 - rules.DEVICES_PER_ACCOUNT)
-    return [ForgetDevice(account, device.ref) for device in by_age[:too_many]]

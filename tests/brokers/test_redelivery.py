@@ -129,8 +129,9 @@ async def test_what_was_lost_on_its_way_does_not_count_as_handed_out(ground: Gro
     assert (await worker.receive_one()).deliveries == 1
 
 
+@pytest.mark.parametrize("how", ["keeps it", "give_back", "release"])
 async def test_what_a_living_worker_lost_with_its_connection_does_not_count_though_another_handed_it_back(
-    ground: Ground,
+    ground: Ground, how: str
 ) -> None:
     gateway, worker = await ground.pair()
     other = await ground.worker()
@@ -142,6 +143,8 @@ async def test_what_a_living_worker_lost_with_its_connection_does_not_count_thou
         while time.monotonic() < end:
             for delivery in await other.take():
                 await other.broker.release(delivery)
+        if how != "keeps it":
+            await late(worker, held[-1], how)
         end = time.monotonic() + 0.3
         while time.monotonic() < end:
             with suppress(Unavailable):
