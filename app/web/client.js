@@ -63,6 +63,7 @@ const NEVER_AGAIN = new Set([1003, 1007, 1008, 1009]);
 const FIRST_RETRY_MS = 250, LONGEST_RETRY_MS = 20_000, AFTER_FLOODING_MS = 60_000;
 const STEADY_MS = 5_000; // open for so long, a connection counts as good
 const HANDSHAKE_MS = 10_000;
+const POST_MS = 15_000; // a request over HTTP without an answer: all tabs may be waiting for it
 const OVERDUE_MS = 3_000; // past a deadline without a word: the connection is dead
 const MARGIN_MS = 30_000; // a token with less life than that is renewed
 const LONG_HIDDEN_MS = 30_000; // after that a connection may be dead without anybody having told it
@@ -139,7 +140,7 @@ export class Client {
       ask.stopPatience = this.#world.after(patienceMs, () => this.#finish(ask, failure("deadline_exceeded")));
       this.#asks.set(id, ask);
       if (this.#greeted) this.#flush();
-      else this.connect();
+      else this.#wake();
     });
   }
 
@@ -147,13 +148,13 @@ export class Client {
   async resume() {
     for (let failures = 0; !this.#token && this.#cookie && this.#world.mark.get(); failures++) {
       try {
-        await this.#renew();
+        if (!(await this.#renew())) break; // whatever the mark says: a sibling host may have set it
       } catch (error) {
         if (!(error instanceof Away)) throw error;
         await this.#pause(this.#backoff(failures));
       }
     }
-    if (this.#token) this.connect(); // to be told when it ends
+    if (this.#token) this.#wake(); // to be told when it ends
     return this.session;
   }
 
@@ -279,7 +280,7 @@ export class Client {
     return most * (0.5 + this.#world.random() / 2);
   }
 
-  /** Something has changed for the better: do not wait any longer. */
+  /** There is a reason not to wait any longer; after flooding there is none. */
   #wake() {
     if (this.#state.name !== "waiting" || this.#state.code !== FLOODING) this.connect();
   }
@@ -450,7 +451,10 @@ export class Client {
     const theirs = await this.#askOthers();
     if (theirs) return this.#adopt(theirs);
     const answer = await this.#post("refresh", {});
-    if (SIGNED_IN.has(answer.event)) return this.#keep(answer.data);
+    if (SIGNED_IN.has(answer.event)) {
+      if (!this.#token || this.#token.userId === answer.data.userId) return this.#keep(answer.data);
+      return this.#token === before ? this.#over("") : this.#token; // the cookie is somebody else's
+    }
     if (answer.event === "error" && answer.data.code !== "bad_request") throw new Away();
     return this.#over(answer.event === "error" ? "" : answer.data.code); // bad_request: there was no cookie
   }
@@ -468,7 +472,10 @@ export class Client {
     const token = { userId: data.userId, sessionId: data.sessionId, accessToken: data.accessToken, expiresAt };
     if (this.#cookie) {
       this.#world.mark.set(data.refreshExpiresIn);
-      if (data.refreshToken) await this.#post("claim", { refreshToken: data.refreshToken }).catch(() => {});
+      if (data.refreshToken) {
+        const claim = await this.#post("claim", { refreshToken: data.refreshToken }).catch(() => null);
+        if (claim && claim.event !== "claimed") this.#world.mark.set(0); // without an answer there may be a cookie
+      }
       this.#channel?.postMessage({ token });
     } else {
       this.#refreshToken = data.refreshToken;
@@ -506,10 +513,11 @@ export class Client {
       try {
         const response = await this.#world.fetch(new URL(`/v1/${event}`, this.#url).href, {
           method: "POST", headers, body: JSON.stringify(data), credentials: "same-origin", cache: "no-store",
+          signal: AbortSignal.timeout(POST_MS),
         });
         /** @type {Answer} */ const answer = await response.json();
         if (!answer.data.retryable) return answer;
-      } catch { /* no network, or a proxy's own error page */ }
+      } catch { /* no network, no answer in time, or a proxy's own error page */ }
     }
     throw new Away();
   }

@@ -24,7 +24,7 @@ class World {
       fetch: async (url, init) => {
         const post = { event: new URL(url).pathname.slice(4), data: JSON.parse(init.body), key: init.headers["idempotency-key"] };
         this.posts.push(post);
-        return { json: async () => this.answerPost(post) };
+        return { json: async () => this.answerPost(post, init.signal) };
       },
       after: (ms, then) => {
         const timer = { at: this.now + ms, then };
@@ -151,6 +151,22 @@ test("after flooding it comes back only after a minute, whatever else happens", 
   await world.pass(59_000);
   assert.equal(world.sockets.length, 1);
   await world.pass(8_000);
+  assert.equal(world.sockets.length, 2);
+});
+
+test("after flooding, neither a request nor a resumed session brings it back sooner", async () => {
+  const world = new World();
+  world.mark.seconds = 60;
+  world.answerPost = () => ({ event: "token_refreshed", data: { ...TOKENS, refreshToken: undefined } });
+  const client = world.client();
+  client.connect();
+  world.socket.greet();
+  world.socket.end(4429);
+  client.ask("login", {}, { patienceMs: 90_000 });
+  assert.equal(world.sockets.length, 1);
+  assert.equal((await client.resume()).sessionId, "s1");
+  assert.equal(world.sockets.length, 1);
+  await world.pass(67_000);
   assert.equal(world.sockets.length, 2);
 });
 
@@ -289,6 +305,97 @@ test("a claim that had no answer is sent again under its key: the token must not
   assert.equal(new Set(world.posts.map(({ key }) => key)).size, 1);
 });
 
+/** As fetch does with a server that says nothing. */
+const silence = (_, signal) => new Promise((_, reject) => { signal?.addEventListener("abort", () => reject(signal.reason)); });
+
+/** The signals' time is the world's. */
+function keepTime(t, world) {
+  t.mock.method(AbortSignal, "timeout", (ms) => {
+    const controller = new AbortController();
+    world.parts().after(ms, () => controller.abort());
+    return controller.signal;
+  });
+}
+
+test("a claim that stalls is sent again under its key, and the login is answered", async (t) => {
+  const world = new World();
+  keepTime(t, world);
+  world.answerPost = (post, signal) => (world.posts.length < 3 ? silence(post, signal) : { event: "claimed", data: {} });
+  let answer;
+  world.client().ask("login").then((got) => { answer = got; });
+  world.socket.greet();
+  world.socket.answer("login_success", TOKENS);
+  await world.pass(14_000);
+  assert.equal(world.posts.length, 1);
+  await world.pass(20_000);
+
+  assert.equal(answer?.event, "login_success");
+  assert.deepEqual([world.posts.length, new Set(world.posts.map(({ key }) => key)).size], [3, 1]);
+});
+
+test("a refresh that stalls does not keep the other tabs from theirs", async (t) => {
+  const world = new World();
+  keepTime(t, world);
+  world.mark.seconds = 60;
+  const { locks } = tabs();
+  const pair = [1, 2].map(() => new Client({ url: "https://login.test", world: { ...world.parts(), locks } }));
+  world.answerPost = silence;
+  const sessions = [];
+  pair[0].resume();
+  await settle();
+  world.answerPost = (post, signal) => (
+    post.key === world.posts[0].key ? silence(post, signal) : { event: "token_refreshed", data: { ...TOKENS, refreshToken: undefined } }
+  );
+  pair[1].resume().then((session) => sessions.push(session.sessionId));
+  await world.pass(70_000);
+
+  assert.deepEqual(sessions, ["s1"]);
+});
+
+test("a refused claim leaves no mark: there is no cookie to resume with", async () => {
+  const world = new World();
+  world.mark.seconds = 60;
+  world.answerPost = () => ({ event: "refresh_failed", data: { code: "token_invalid", retryable: false } });
+  const client = world.client();
+  const asked = client.ask("login");
+  world.socket.greet();
+  world.socket.answer("login_success", TOKENS);
+  assert.equal((await asked).event, "login_success");
+  assert.deepEqual([client.session.userId, world.mark.seconds], ["u1", 0]);
+});
+
+test("a cookie that is another user's does not take the page over: nobody is signed in then", async () => {
+  const world = new World();
+  const { client } = await signedIn(world);
+  const told = [];
+  client.on("session", ({ session }) => told.push(session));
+  world.now += 590_000;
+  const theirs = { ...TOKENS, userId: "u0", sessionId: "s0", accessToken: "a0", refreshToken: undefined };
+  world.answerPost = () => ({ event: "token_refreshed", data: theirs });
+
+  assert.equal(await client.accessToken(), null);
+  assert.deepEqual([client.session, told, world.mark.seconds], [null, [null], 0]);
+});
+
+test("who signs in while an older cookie is asked for its user stays signed in", async () => {
+  const world = new World();
+  world.mark.seconds = 60;
+  let answerRefresh;
+  world.answerPost = ({ event }) => (
+    event === "claim" ? { event: "claimed", data: {} } : new Promise((resolve) => { answerRefresh = resolve; })
+  );
+  const client = world.client();
+  const resumed = client.resume();
+  const asked = client.ask("login");
+  world.socket.greet();
+  world.socket.answer("login_success", TOKENS);
+  await asked;
+  const theirs = { ...TOKENS, userId: "u0", sessionId: "s0", accessToken: "a0", refreshToken: undefined };
+  answerRefresh({ event: "token_refreshed", data: theirs });
+
+  assert.equal((await resumed).userId, "u1");
+});
+
 test("a new connection is the session's before anything that needs it is sent", async () => {
   const world = new World();
   const { client } = await signedIn(world);
@@ -352,6 +459,15 @@ test("without the mark of an earlier visit, nobody is asked whether there is a s
   const world = new World();
   assert.equal(await world.client().resume(), null);
   assert.deepEqual(world.posts, []);
+});
+
+test("a mark that stays although there is no cookie has it asked for once", async () => {
+  const world = new World();
+  let asked = 0;
+  world.mark = { get: () => asked < 5, set: () => {} };
+  world.answerPost = () => { asked++; return { event: "error", data: { code: "bad_request", retryable: false } }; };
+  assert.equal(await world.client().resume(), null);
+  assert.equal(asked, 1);
 });
 
 test("an earlier visit's session is resumed, also when the server is away at first", async () => {
