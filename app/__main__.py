@@ -6,18 +6,20 @@ import asyncio
 import logging
 import os
 import pwd
+import resource
 import secrets
 import signal
 import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 import uvloop
 
@@ -183,6 +185,7 @@ async def _all(settings: Settings) -> int:
 
 
 async def _gateway(settings: Settings) -> int:
+    _open_many()
     sockets = listeners(settings)
     url = await _redis_url(settings)
     keys = KeyFiles(settings.data_dir)
@@ -307,10 +310,19 @@ def _on_signals(*stop: Callable[[], object]) -> None:
         loop.add_signal_handler(number, lambda: [call() for call in stop])
 
 
+def _open_many() -> None:
+    """Each connection is an open file: as many as the system allows this process, if it lets it have them."""
+    with suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 async def _is_ready(settings: Settings) -> bool:
+    direct = build_opener(ProxyHandler({}))  # whatever http_proxy says: this is our own listener
+
     def ask() -> bool:
         try:
-            with urlopen(f"{_local_url(settings)}/readyz", timeout=2) as answer:  # noqa: S310  # our own listener
+            with direct.open(f"{_local_url(settings)}/readyz", timeout=2) as answer:
                 return bool(answer.status == 200)
         except (URLError, OSError):
             return False

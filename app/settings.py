@@ -248,7 +248,7 @@ def _read(env: _Reader, roles: tuple[str, ...], cores: int) -> Settings:
         mail_url=mail_url,
         smtp=mail_server,
         mail_from=env.sender("FIN_MAIL_FROM"),
-        public_url=(env.url("FIN_PUBLIC_URL", ("http", "https")) or f"http://{url_host}:{port}").rstrip("/"),
+        public_url=env.site("FIN_PUBLIC_URL") or f"http://{url_host}:{port}",
         allowed_origins=tuple(env.origins("FIN_ALLOWED_ORIGINS")),
         trusted_proxies=tuple(env.networks("FIN_TRUSTED_PROXIES")),
         email_confirmation=env.choice("FIN_EMAIL_CONFIRMATION", ("required", "off")) == "required",
@@ -335,6 +335,17 @@ class _Reader:
             return None
         return raw
 
+    def site(self, name: str) -> str | None:
+        """Of a whole host: its pages and the links in mails begin at its root."""
+        raw = self.url(name, ("http", "https"))
+        if raw is None:
+            return None
+        parts = urlsplit(raw)
+        if parts.path not in ("", "/") or "@" in parts.netloc or "?" in raw or "#" in raw:
+            self.fault(name, "must be a URL such as https://login.example, with no path, query, fragment or user")
+            return None
+        return raw.removesuffix("/")
+
     def smtp(self, name: str, raw: str) -> tuple[Smtp | None, list[str]]:
         if raw.startswith(("smtp:", "smtps:")):
             warnings: list[str] = []
@@ -362,7 +373,8 @@ class _Reader:
             try:
                 yield parse(raw)
             except ValueError:
-                self.fault(name, f"{problem}, not {raw!r}")
+                shown = re.sub("//.*@", "//...@", raw)  # a password may be in it
+                self.fault(name, f"{problem}, not {shown!r}")
 
     def argon2(self, name: str) -> tuple[Argon2, list[str]]:
         raw = self.text(name, "m=19456,t=2,p=1")
@@ -440,4 +452,11 @@ def _origin(raw: str) -> str:
     parts = urlsplit(raw)
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query or parts.fragment:
         raise ValueError(raw)
-    return f"{parts.scheme}://{parts.netloc.lower()}"
+    if "*" in parts.netloc or "@" in parts.netloc:
+        raise ValueError(raw)
+    return origin_of(parts.scheme, parts.netloc)
+
+
+def origin_of(scheme: str, netloc: str) -> str:
+    """As browsers write it: in lower case, and without the port that goes without saying."""
+    return f"{scheme}://{netloc.lower().removesuffix({'http': ':80', 'https': ':443'}[scheme])}"

@@ -17,7 +17,7 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 MAIL_WAITS_MS = 60_000
 
@@ -40,7 +40,9 @@ def look() -> dict[str, Any] | None:
 def well() -> bool:
     match role():
         case "gateway" | "all":
-            with urlopen(f"http://127.0.0.1:{os.environ.get('FIN_PORT') or 8000}/healthz", timeout=4) as answer:
+            url = f"http://127.0.0.1:{os.environ.get('FIN_PORT') or 8000}/healthz"
+            direct = build_opener(ProxyHandler({}))  # whatever http_proxy says: it is for others
+            with direct.open(url, timeout=4) as answer:
                 return bool(answer.status == 200)
         case "worker":
             ours, seen = f"{socket.gethostname()}:", look()

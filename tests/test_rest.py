@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Mapping
 from http.cookies import Morsel, SimpleCookie
 from typing import Any
@@ -59,6 +60,26 @@ def test_what_cannot_be_a_request_is_refused_with_its_status(deployment: Deploym
     assert answer["data"].get("field") == field
     assert found["Content-Type"] == "application/json"
     assert found["Cache-Control"] == "no-store" and found["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("token", ["\xff\xfe", "é", "x.\xff.z"])
+@pytest.mark.parametrize("key", [None, "a-key-that-is-long-enough-for-one"])
+def test_a_token_that_is_not_even_ascii_is_like_any_other_that_is_not_ours(
+    deployment: Deployment, token: str, key: str | None
+) -> None:
+    def asked(token: str) -> list[tuple[int, Any]]:
+        fresh = f"{key}-{secrets.token_hex(8)}" if key else None
+        cookie = {"Cookie": f"fin_refresh={token}"} | OWN
+        answers = (
+            post(deployment, "/v1/account", {}, {"Authorization": f"Bearer {token}"}, key=fresh),
+            post(deployment, "/v1/refresh", {}, cookie, key=fresh and f"{fresh}-r"),
+            post(deployment, "/v1/logout", {}, cookie, key=fresh and f"{fresh}-l"),
+        )
+        return [(status, answer) for status, _, answer in answers]
+
+    answers = asked(token)
+    assert (answers[0][0], answers[0][1]["data"]["code"]) == (401, "not_authenticated")
+    assert answers == asked("nobodys")
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "HEAD"])

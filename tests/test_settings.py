@@ -122,11 +122,17 @@ def test_a_mail_server_is_read_for_who_sends_and_a_warning_is_said_to_that_role_
     [
         ({"FIN_PORT": "9000"}, "http://127.0.0.1:9000"),
         ({"FIN_HOST": "::1"}, "http://[::1]:8000"),
-        ({"FIN_PUBLIC_URL": "https://login.test/auth/"}, "https://login.test/auth"),
+        ({"FIN_PUBLIC_URL": "https://login.test:8443/"}, "https://login.test:8443"),
     ],
 )
 def test_the_public_url_follows_host_and_port_unless_it_is_set(environ: dict[str, str], url: str) -> None:
     assert read(**environ).public_url == url
+
+
+def test_a_port_that_goes_without_saying_is_left_out_of_origins_as_browsers_do() -> None:
+    found = read(FIN_ALLOWED_ORIGINS="https://app.test:443, http://app.test:80, https://app.test:80, http://[::1]:80")
+
+    assert found.allowed_origins == ("https://app.test", "http://app.test", "https://app.test:80", "http://[::1]")
 
 
 @pytest.mark.parametrize("empty", ["", " ", "\t"])
@@ -167,11 +173,19 @@ def test_every_limit_takes_off(name: str) -> None:
         ("FIN_PUBLIC_URL", "login.test"),
         ("FIN_PUBLIC_URL", "ftp://login.test"),
         ("FIN_PUBLIC_URL", "https://"),
+        ("FIN_PUBLIC_URL", "https://login.test/auth/"),
+        ("FIN_PUBLIC_URL", "https://login.test//"),
+        ("FIN_PUBLIC_URL", "https://login.test/?"),
+        ("FIN_PUBLIC_URL", "https://login.test?a=b"),
+        ("FIN_PUBLIC_URL", "https://login.test#top"),
+        ("FIN_PUBLIC_URL", "https://user@login.test"),
         ("FIN_ALLOWED_ORIGINS", "app.test"),
         ("FIN_ALLOWED_ORIGINS", "https://app.test/path"),
         ("FIN_ALLOWED_ORIGINS", "https://app.test/"),
         ("FIN_ALLOWED_ORIGINS", "null"),
         ("FIN_ALLOWED_ORIGINS", "*"),
+        ("FIN_ALLOWED_ORIGINS", "https://*.app.test"),
+        ("FIN_ALLOWED_ORIGINS", "https://user@app.test"),
         ("FIN_TRUSTED_PROXIES", "10.0.0.1/8"),
         ("FIN_TRUSTED_PROXIES", "everybody"),
         ("FIN_EMAIL_CONFIRMATION", "on"),
@@ -271,6 +285,8 @@ def test_versions_of_a_secret_are_newest_first_and_all_found_by_their_id() -> No
         ("FIN_MAIL_URL", f"smtp://user:{HIDDEN}@mail.test:port?x={HIDDEN}"),
         ("FIN_MAIL_URL", f"smtp://user:{HIDDEN}@mail.test/{HIDDEN}?tls=none&x={HIDDEN}#{HIDDEN}"),
         ("FIN_PUBLIC_URL", f"ftp://user:{HIDDEN}@login.test"),
+        ("FIN_PUBLIC_URL", f"https://user:{HIDDEN}@login.test"),
+        ("FIN_ALLOWED_ORIGINS", f"https://user:{HIDDEN}@app.test"),
     ],
 )
 def test_a_fault_of_a_url_does_not_repeat_its_password(name: str, value: str) -> None:

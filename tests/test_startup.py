@@ -6,18 +6,23 @@ import asyncio
 import json
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
 
 from adapters.embedded_redis import EmbeddedRedis
+from app.__main__ import _is_ready
 from app.client import connect
+from app.settings import Settings
 from tests.deployment import CHEAP, ROOT, Deployment, event_of, new_address, secret
 from tests.running import free_port
 
@@ -77,6 +82,37 @@ def test_a_role_without_a_server_to_join_says_so(tmp_path: Path) -> None:
 
     assert status == 69
     assert len(lines) == 1 and "FIN_REDIS_URL" in lines[0]
+
+
+class Well(BaseHTTPRequestHandler):
+    """A gateway that is ready and healthy."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """It says nothing."""
+
+
+async def test_a_proxy_of_the_environment_is_not_asked_about_our_own_listener(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")  # nobody is there
+    with ThreadingHTTPServer(("127.0.0.1", 0), Well) as server:
+        Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("FIN_PORT", str(server.server_port))
+        try:
+            ready = await _is_ready(Settings(port=server.server_port))
+            with monkeypatch.context() as container, pytest.raises(SystemExit) as health:
+                container.setattr(Path, "read_bytes", lambda path: b"python\0-m\0app\0gateway\0")
+                runpy.run_path(str(ROOT / "docker/health.py"))
+        finally:
+            server.shutdown()
+
+    assert (ready, health.value.code) == (True, False)
 
 
 def test_an_unknown_role_gets_the_usage(tmp_path: Path) -> None:

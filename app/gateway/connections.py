@@ -19,6 +19,7 @@ PING_AFTER_SECONDS = 45.0  # of silence: below the minute after which many proxi
 DEAD_AFTER_SECONDS = 75.0
 IDLE_SECONDS = 300.0
 UNREAD_SECONDS = 10.0
+DEBT_SECONDS = 3
 IDLE = 4408
 
 
@@ -116,7 +117,10 @@ class Probe(Caller):
 
 @dataclass
 class Bucket:
-    """The messages of one connection: so many a second, and as many at once. No limit without `per_second`."""
+    """The messages of one connection: so many a second, and as many at once. No limit without `per_second`.
+
+    It owes no more than DEBT_SECONDS make up for: many clients may share the connection of a proxy.
+    """
 
     per_second: int | None
     tokens: float = 0.0
@@ -130,7 +134,8 @@ class Bucket:
         if self.per_second is None:
             return 0.0
         now = time.monotonic()
-        self.tokens = min(self.per_second, self.tokens + (now - self.filled) * self.per_second) - 1
+        filled = min(self.per_second, self.tokens + (now - self.filled) * self.per_second)
+        self.tokens = max(filled - 1, -DEBT_SECONDS * self.per_second)
         self.filled = now
         return self.tokens
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 from urllib.parse import urlsplit
 
 from sanic.request import Request
 
-from app.settings import Network, Settings
+from app.settings import Network, Settings, origin_of
 
 log = logging.getLogger("finthenticate")
 
@@ -22,7 +23,8 @@ class Doorway:
     """The rules of the public listener."""
 
     def __init__(self, settings: Settings) -> None:
-        own = _origin_of(settings.public_url)
+        public = urlsplit(settings.public_url)
+        own = origin_of(public.scheme, public.netloc)
         self._own, self._allowed = own, {own, *settings.allowed_origins}
         self._trusted: tuple[Network, ...] = settings.trusted_proxies
         self.https = own.startswith("https://")
@@ -53,7 +55,7 @@ class Doorway:
         if not self._trusts(address):
             self._count_forwarded(peer, any(name in request.headers for name in FORWARDING))
         while address is not None and self._trusts(address) and hops:
-            if (hop := _address(hops.pop())) is None:
+            if (hop := _hop(hops.pop())) is None:
                 break
             address = hop
         return str(address) if address else "0.0.0.0"  # noqa: S104  # a Unix socket's peer has no address
@@ -82,9 +84,10 @@ def _address(text: str) -> Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def _origin_of(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.lower()}"
+def _hop(text: str) -> Address | None:
+    """An address as proxies write it: some with a port, and then an IPv6 one in brackets."""
+    match = re.fullmatch(r"\[(?P<v6>.+)\](:[0-9]+)?|(?P<v4>[0-9.]+):[0-9]+", text)
+    return _address((match["v6"] or match["v4"]) if match else text)
 
 
 def _is_host(origin: str, request: Request) -> bool:
@@ -93,4 +96,6 @@ def _is_host(origin: str, request: Request) -> bool:
         parts = urlsplit(origin)
     except ValueError:
         return False
-    return bool(host) and parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
+    if not host or parts.scheme not in ("http", "https"):
+        return False
+    return origin_of(parts.scheme, parts.netloc) == origin_of(parts.scheme, host)

@@ -24,6 +24,7 @@ CLAIMED = "claimed"
 REFRESHES = messages.TokenRefreshed.event
 COOKIE = "fin_refresh"
 COOKIE_HTTPS = "__Host-fin_refresh"  # the prefix binds it to this host, over TLS (RFC 6265bis)
+NO_TOKEN = "-"
 PREFLIGHT = {
     "access-control-allow-methods": "POST",
     "access-control-allow-headers": "authorization, content-type, idempotency-key",
@@ -89,7 +90,7 @@ class Rest:
 
     async def _with_cookie(self, request: Request, event: str) -> HTTPResponse:
         self._demand_own_origin(request)
-        token = str(request.cookies.get(self._cookie))
+        token = _token(str(request.cookies.get(self._cookie)))
         if event == "refresh":
             frame = self._frame(request, event, {"refreshToken": token})
             answered, data, _ = await self._ask(request, frame)
@@ -171,7 +172,12 @@ def _body(request: Request) -> object:
 
 def _bearer(request: Request) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
+    return _token(token.strip()) if scheme.lower() == "bearer" else ""
+
+
+def _token(text: str) -> str:
+    """No token of ours has anything but ASCII in it; what Sanic makes of other bytes cannot even be sent on."""
+    return text if text.isascii() else NO_TOKEN
 
 
 def _refuse(bad: BadFrame) -> NoReturn:
