@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -13,9 +14,13 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from sanic import HTTPResponse, Sanic, empty
+from sanic.request import Request
 from websockets.asyncio.client import connect as raw_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from app.gateway.connections import Bucket
+from app.gateway.socket import Protocol
 from tests.deployment import Databases, Deployment, event_of, http, new_address
 
 
@@ -193,6 +198,53 @@ async def test_half_a_handshake_is_cut_in_time(deployment: Deployment) -> None:
     writer.close()
 
     assert b"408" in answer.split(b"\r\n")[0] or answer == b""
+
+
+async def test_half_a_request_that_asks_for_an_upgrade_is_cut_in_time() -> None:
+    app: Sanic[Any, Any] = Sanic("half", configure_logging=False)
+    app.config.update({"MOTD": False, "TOUCHUP": False, "RESPONSE_TIMEOUT": 0.2})
+
+    @app.post("/v1/login")
+    async def login(request: Request) -> HTTPResponse:
+        return empty()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = await app.create_server(sock=listener, protocol=Protocol, return_asyncio_server=True)
+    assert server is not None
+    await server.startup()  # type: ignore[no-untyped-call]
+    await server.start_serving()  # type: ignore[no-untyped-call]
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    writer.write(b"POST /v1/login HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nContent-Length: 10\r\n\r\n")
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    server.close()  # type: ignore[no-untyped-call]
+
+    assert b"503" in answer.split(b"\r\n")[0] or answer == b""
+
+
+def test_a_bucket_that_was_flooded_has_a_message_left_again_after_a_few_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("app.gateway.connections.time.monotonic", lambda: now)
+    bucket = Bucket(10)
+    lefts = [bucket.take() for _ in range(1000)]
+    now += 3.2
+
+    assert min(lefts) < -20, "a WebSocket would not be cut"
+    assert bucket.take() >= 0
+
+
+async def test_a_gateway_may_open_as_many_files_as_the_system_allows(redis_url: str, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard - 1, 1000), hard))
+    try:
+        with Deployment.start(tmp_path, redis_url, workers=0, mailers=0) as running:
+            gateway = running.of("gateway")[0]
+            await asyncio.to_thread(running.wait_listening, gateway)
+            assert resource.prlimit(gateway.popen.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_a_gateway_told_to_stop_says_so_and_closes_with_going_away(

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from sanic.exceptions import SanicException
+from sanic.http import Stage
 from sanic.request import Request
 from sanic.server.protocols.websocket_protocol import WebSocketProtocol
 from websockets.datastructures import Headers
@@ -176,3 +177,18 @@ class Protocol(WebSocketProtocol):
         socket = Socket(protocol, transport)
         self.websocket = cast(Any, socket)
         return socket
+
+    def check_timeouts(self) -> None:
+        """A WebSocket has no time-out of HTTP's. Sanic's own gives up already on what merely asks to become one, and
+        keeps for ever who sends half of such a request.
+        """
+        http = self.http
+        asks = http is not None and http.stage is Stage.HANDLER and http.upgrade_websocket and self.websocket is None
+        if asks:
+            http.upgrade_websocket = False
+        super().check_timeouts()  # type: ignore[no-untyped-call]
+        if asks:
+            http.upgrade_websocket = True  # it may still become one
+            if self._task is not None and self._task.cancelling():
+                # cancelled, Sanic waits once more for the rest of the body: the end of the connection ends that too
+                self.loop.call_later(CLOSE_SECONDS, cast(asyncio.Transport, self.transport).abort)
