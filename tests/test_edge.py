@@ -200,8 +200,9 @@ async def test_half_a_handshake_is_cut_in_time(deployment: Deployment) -> None:
     assert b"408" in answer.split(b"\r\n")[0] or answer == b""
 
 
-async def test_half_a_request_that_asks_for_an_upgrade_is_cut_in_time() -> None:
-    app: Sanic[Any, Any] = Sanic("half", configure_logging=False)
+@pytest.mark.parametrize("more", [b"", b"Upgrade: websocket\r\n"], ids=["plain", "asks for an upgrade"])
+async def test_half_a_request_is_cut_in_time(more: bytes) -> None:
+    app: Sanic[Any, Any] = Sanic(f"half-{len(more)}", configure_logging=False)
     app.config.update({"MOTD": False, "TOUCHUP": False, "RESPONSE_TIMEOUT": 0.2})
 
     @app.post("/v1/login")
@@ -214,7 +215,7 @@ async def test_half_a_request_that_asks_for_an_upgrade_is_cut_in_time() -> None:
     await server.startup()  # type: ignore[no-untyped-call]
     await server.start_serving()  # type: ignore[no-untyped-call]
     reader, writer = await asyncio.open_connection(*listener.getsockname())
-    writer.write(b"POST /v1/login HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nContent-Length: 10\r\n\r\n")
+    writer.write(b"POST /v1/login HTTP/1.1\r\nHost: x\r\n" + more + b"Content-Length: 10\r\n\r\n")
     answer = await asyncio.wait_for(reader.read(), 10)
     writer.close()
     server.close()  # type: ignore[no-untyped-call]

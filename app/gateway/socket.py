@@ -179,8 +179,8 @@ class Protocol(WebSocketProtocol):
         return socket
 
     def check_timeouts(self) -> None:
-        """A WebSocket has no time-out of HTTP's. Sanic's own gives up already on what merely asks to become one, and
-        keeps for ever who sends half of such a request.
+        """A WebSocket has no time-out of HTTP's. Sanic gives up its own already for what merely asks to become one; and
+        who sent half a request it answers in time and keeps for ever, since it waits for the rest once more.
         """
         http = self.http
         asks = http is not None and http.stage is Stage.HANDLER and http.upgrade_websocket and self.websocket is None
@@ -189,6 +189,5 @@ class Protocol(WebSocketProtocol):
         super().check_timeouts()  # type: ignore[no-untyped-call]
         if asks:
             http.upgrade_websocket = True  # it may still become one
-            if self._task is not None and self._task.cancelling():
-                # cancelled, Sanic waits once more for the rest of the body: the end of the connection ends that too
-                self.loop.call_later(CLOSE_SECONDS, cast(asyncio.Transport, self.transport).abort)
+        if self._task is not None and self._task.cancelling():
+            self.loop.call_later(CLOSE_SECONDS, cast(asyncio.Transport, self.transport).abort)
