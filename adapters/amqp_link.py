@@ -49,9 +49,7 @@ class Patience:
     """Of all that wait for confirmations on one line: it ends for all at once when none of them gets any."""
 
     def __init__(self) -> None:
-        self._limits: dict[
-            asyncio.Timeout, tuple[int, int]
-        ] = {}  # each with its first look, and the silent ones it has
+        self._limits: dict[asyncio.Timeout, tuple[int, int]] = {}  # its first look, how many silent ones end it
         self._looks = self._heard = 0  # so far, and when something ended last
         self._next: asyncio.TimerHandle | None = None
 
