@@ -12,8 +12,9 @@ from app.sealing import Envelope, Sealer, Unreadable
 from app.settings import Settings
 from app.tokens import Mint, new_id
 
-# Asked again they say what is true by then; their answers are not kept, for they can be long.
-READS = frozenset({"sessions", "account", "authenticate"})
+# Answers that can be long, and can be had again: such are not kept, or one session could fill the store with them.
+READS = frozenset({"sessions", "account"})
+MOST_OF_A_READ = 4096
 STEPS = (NewDeviceDetected, SecondFactorRequired)
 EMPTY = LoggedOut()  # the data of an outcome whose reply is at hand already
 
@@ -88,8 +89,7 @@ class Settlements:
         if outcome.event == "error" and isinstance(outcome.data, Refusal):
             word = entries.sign_word(edge, same, outcome.data.code, outcome.data.retry_after_ms)
             return Record(same, owner, None, word)
-        unjudged = isinstance(outcome.data, Refusal) and outcome.verdict is Verdict.UNJUDGED and not outcome.writes
-        if unjudged or work.kind.event in READS:
+        if isinstance(outcome.data, Refusal) and outcome.verdict is Verdict.UNJUDGED and not outcome.writes:
             # Nothing happened and nothing was counted: keeping it would let anybody fill the store. Those who joined
             # are told to ask again, and are evaluated.
             return Record(same, owner, None, entries.sign_word(edge, same, None, None))
@@ -97,7 +97,8 @@ class Settlements:
         waits_for = getattr(outcome.data, "challenge", None) if isinstance(outcome.data, STEPS) else None
         reply = replace(entries.reply_of(outcome), spent_ms=0.0)  # nor is anything when it is given again
         box = entries.pack_record(self._settings.worker_secret, same, reply, speaks_for, waits_for or "")
-        return Record(same, owner, box, entries.sign_word(edge, same, None, None))
+        kept = None if work.kind.event in READS and len(box) > MOST_OF_A_READ else box
+        return Record(same, owner, kept, entries.sign_word(edge, same, None, None))
 
     def _settlement(self, work: Work, needs: Needs, outcome: Outcome, reply: entries.OpenedReply) -> Settlement:
         edge, limits = self._settings.edge_secret, self._settings.limits
