@@ -13,7 +13,7 @@ FIN_DEPLOYMENT | finthenticate | what RabbitMQ's queues are called by: deploymen
 FIN_DATA_DIR | ./var | the embedded server's data, logs, outbox, generated keys
 FIN_MAIL_URL | file:outbox | `file:DIR` (under FIN_DATA_DIR) or `smtp://USER:PASSWORD@HOST:PORT?tls=starttls`
 FIN_MAIL_FROM | *no-reply@ the host of FIN_PUBLIC_URL* | the address that mails come from
-FIN_PUBLIC_URL | *http://FIN_HOST:FIN_PORT* | issuer of tokens, base of links, an allowed origin; one for all roles
+FIN_PUBLIC_URL | *http://FIN_HOST:FIN_PORT* | a host without a path: issuer of tokens, base of links, an allowed origin
 FIN_ALLOWED_ORIGINS | | more origins that may connect, comma-separated
 FIN_TRUSTED_PROXIES | | networks whose X-Forwarded-For is believed, comma-separated
 FIN_EMAIL_CONFIRMATION | required | `required` or `off`
