@@ -14,7 +14,7 @@ from app.tokens import Mint, new_id
 
 # Answers that can be long, and can be had again: such are not kept, or one session could fill the store with them.
 READS = frozenset({"sessions", "account"})
-MOST_OF_A_READ = 4096
+MOST_OF_A_READ = 4096  # bytes
 STEPS = (NewDeviceDetected, SecondFactorRequired)
 EMPTY = LoggedOut()  # the data of an outcome whose reply is at hand already
 

@@ -14,7 +14,7 @@ import pytest
 import uvloop
 
 from tests.deployment import BROKER, Databases, Deployment
-from tests.servers import Kind, Misconfigured, locate, report, server_of
+from tests.servers import Kind, Misconfigured, OwnServer, Server, locate, report, server_of
 
 SERVERS = pytest.StashKey[list[str]]()
 
@@ -102,6 +102,26 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     asyncio.run(server.start())
     yield server.parts.geturl()
     asyncio.run(server.stop())
+
+
+@pytest.fixture(scope="session")
+def own_server() -> OwnServer:
+    """A server for a few tests alone, which may kill it or fill it. Where there is none they are skipped; not in CI."""
+
+    @contextmanager
+    def started(kind: Kind, folder: Path) -> Iterator[Server]:
+        source = locate(kind, os.environ)
+        if isinstance(source, str):
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(source)
+        assert not isinstance(source, str)
+        server = server_of(source, folder)
+        asyncio.run(server.start())
+        try:
+            yield server
+        finally:
+            asyncio.run(server.stop())
+
+    return started
 
 
 @pytest.fixture(scope="session")

@@ -15,14 +15,15 @@ import importlib
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from adapters.embedded_redis import _packaged as packaged_valkey
 from tests.running import WAYS, Contained, Given, Kind, LocalRabbitMQ, LocalRedis, Server, Source, version_at
 
-__all__ = ["Kind", "Misconfigured", "Server", "Source", "locate", "report", "server_of"]
+__all__ = ["Kind", "Misconfigured", "OwnServer", "Server", "Source", "locate", "report", "server_of"]
 ENGINE_SECONDS = 5
 RABBITMQ = Path("/usr/lib/rabbitmq")  # Debian's
 NEEDED = (Kind.REDIS, Kind.RABBITMQ)  # where CI=true
@@ -51,6 +52,9 @@ def locate(kind: Kind, environ: Mapping[str, str]) -> Source | str:
     if program is None:
         return f"no {kind}: {ways.url} is not set, and neither its program nor a Docker engine was found"
     return Source(kind, "local", *program)
+
+
+OwnServer = Callable[[Kind, Path], AbstractContextManager[Server]]
 
 
 def server_of(source: Source, folder: Path) -> Server:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,24 +10,18 @@ from redis import Redis
 
 from adapters import names
 from tests.deployment import Deployment
-from tests.servers import Kind, Server, locate, server_of
+from tests.servers import Kind, OwnServer, Server
 
 pytestmark = pytest.mark.all
 
 
 @pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def redis(own_server: OwnServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One that may die."""
-    source = locate(Kind.REDIS, os.environ)
-    if isinstance(source, str):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(source)
-    assert not isinstance(source, str)
-    server = server_of(source, tmp_path_factory.mktemp("redis"))
-    if not server.mortal:
-        pytest.skip("a server that was given by a URL is not killed")
-    asyncio.run(server.start())
-    yield server
-    asyncio.run(server.stop())
+    with own_server(Kind.REDIS, tmp_path_factory.mktemp("redis")) as server:
+        if not server.mortal:
+            pytest.skip("a server that was given by a URL is not killed")
+        yield server
 
 
 async def test_who_leaves_while_redis_is_dead_is_not_online_when_it_is_back(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -22,7 +21,7 @@ from app.ports import Admitted, Full, Unavailable
 from tests.brokers.ground import entry
 from tests.deployment import PASSWORD, Deployment, new_address, secret
 from tests.running import WRITTEN_DOWN_SECONDS, free_port
-from tests.servers import Kind, Server, locate, server_of
+from tests.servers import Kind, OwnServer, Server
 from tests.test_startup import app, ended
 
 pytestmark = pytest.mark.all
@@ -30,15 +29,9 @@ SECRETS = {"FIN_EDGE_SECRET": secret(), "FIN_WORKER_SECRET": secret(), "FIN_PEPP
 
 
 @pytest.fixture(scope="module")
-def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    source = locate(Kind.RABBITMQ, os.environ)
-    if isinstance(source, str):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(source)
-    assert not isinstance(source, str)
-    server = server_of(source, tmp_path_factory.mktemp("rabbitmq"))
-    asyncio.run(server.start())
-    yield server
-    asyncio.run(server.stop())
+def rabbit(own_server: OwnServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with own_server(Kind.RABBITMQ, tmp_path_factory.mktemp("rabbitmq")) as server:
+        yield server
 
 
 def url_of(rabbit: Server, user: str = "", vhost: str = "") -> str:
